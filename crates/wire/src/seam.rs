@@ -1,0 +1,127 @@
+//! The seam between the transports, which move bytes, and the server, which understands them.
+//!
+//! A transport hands out [`Exchange`]s, one for each request, from a [`RequestQueue`]. The server parses the
+//! head, acts, and finishes the exchange. Neither knows the other: a new transport implements these traits, and
+//! a new server uses them.
+//!
+//! ```text
+//!     request                                          reply
+//!     +-----------------------+----------------+      +------------+----------------------------+
+//!     | head                  | payload        |      | out header | body                       |
+//!     +-----------------------+----------------+      +------------+----------------------------+
+//!       copied once, private    stays where it is       written by   filled in place, in any
+//!       (Exchange::head)        (Payload)               finish       order (ReplyBody)
+//! ```
+//!
+//! The head is everything but the data of a WRITE. It is copied once because a hostile client could rewrite
+//! its memory at any time: what was checked must be what is used. The payload stays in the client's memory and
+//! is moved by one system call; it is data, and whatever it says is what gets written.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::abi::OutHeader;
+
+/// How a transfer between a file and the client's memory is to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TransferMode {
+    /// Append, wherever the file ends when the write is done (`RWF_APPEND`). The offset is ignored.
+    pub append: bool,
+    /// The transferred data is stable when the call returns (`RWF_DSYNC`).
+    pub data_sync: bool,
+    /// Data and metadata of the file are stable when the call returns (`RWF_SYNC`).
+    pub sync: bool,
+    /// Fail with EAGAIN rather than wait for the disk (`RWF_NOWAIT`).
+    pub nowait: bool,
+}
+
+/// The data a client sent with a request, where it lies.
+pub trait Payload {
+    /// Bytes of it.
+    fn len(&self) -> usize;
+
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes the first `len` bytes (or all there are, if fewer) to `file` at `offset`. Returns how many bytes
+    /// the host took, which may be fewer; nothing is retried here.
+    fn write_to(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        mode: TransferMode,
+    ) -> io::Result<usize>;
+
+    /// Copies from the start of the payload into `buffer`; returns how many bytes were copied.
+    fn copy_to(&mut self, buffer: &mut [u8]) -> usize;
+}
+
+/// The room a client left for the body of a reply, where it lies.
+pub trait ReplyBody {
+    /// Bytes of room for the body; the header's room is not counted. `None` if not even a header fits, so that
+    /// the request cannot be answered.
+    fn room(&self) -> Option<usize>;
+
+    /// Copies `bytes` to `position` in the body. Fails, changing nothing, if they do not fit.
+    fn fill(&mut self, position: usize, bytes: &[u8]) -> Result<(), NoRoom>;
+
+    /// Reads up to `len` bytes of `file` from `offset` into the start of the body. Returns how many came, which
+    /// may be fewer.
+    fn read_from(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        mode: TransferMode,
+    ) -> io::Result<usize>;
+}
+
+/// The reply does not fit into the room the client left for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the reply does not fit into the room the client left for it")]
+pub struct NoRoom;
+
+/// One request and the way back for its reply.
+///
+/// An exchange may be finished on any thread, in any order. One that is dropped unfinished is answered with EIO
+/// by its transport, so that a client never waits for ever because of a mistake of ours.
+pub trait Exchange: Send + 'static {
+    /// Payload and reply room, wherever this transport has them.
+    type Bulk: Payload + ReplyBody;
+
+    /// The head of the request, and beside it what is moved in bulk.
+    fn parts(&mut self) -> (&[u8], &mut Self::Bulk);
+
+    /// Sends the reply: `header`, then the `header.len - 16` bytes of the body that were filled. The length
+    /// reported to the client is exactly `header.len`.
+    ///
+    /// If [`ReplyBody::room`] is `None` the request is given back to the client without an answer.
+    fn finish(self, header: OutHeader);
+
+    /// Gives the request back without an answer: it has none (FORGET).
+    fn finish_without_reply(self);
+}
+
+/// A queue of requests, taken by one thread.
+pub trait RequestQueue: Send {
+    /// The requests of this transport.
+    type Exchange: Exchange;
+
+    /// The next request, waiting for it as long as it takes; `None` once the queue has been stopped.
+    ///
+    /// Answers to earlier requests may be announced to the client in batches, but no later than this call
+    /// begins to wait.
+    fn next(&mut self) -> Option<Self::Exchange>;
+}
+
+/// Bytes of a request that are its head, given its opcode and its length: everything but the data of a WRITE.
+pub fn head_length(opcode: u32, length: usize) -> usize {
+    if opcode == crate::Opcode::Write as u32 {
+        length.min(crate::abi::IN_HEADER_SIZE + size_of::<crate::abi::WriteIn>())
+    } else {
+        length
+    }
+}
