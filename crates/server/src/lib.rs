@@ -1,1 +1,27 @@
-//! To be filled.
+//! The server: a [`FileSystem`] on one side, the exchanges of any transport on the other.
+//!
+//! ```text
+//!   transport ──► RequestQueue::next ──► Worker::run ──► Session::handle ──► FileSystem
+//!       ▲                                                      │                 │
+//!       └───────────── Exchange::finish ◄── Reply::encode ◄────┴──── a value ◄───┘
+//! ```
+//!
+//! A transport runs one [`Worker`] for each queue. The worker takes a request, the [`Session`] parses it, calls
+//! the one method of the file system that it is for, and turns the value returned into a reply. What may wait
+//! for the disk, a sync above all, is carried on by other threads, so that the queue goes on.
+//!
+//! This crate knows no transport and no system call.
+
+#![forbid(unsafe_code)]
+
+mod dispatch;
+mod filesystem;
+mod offload;
+mod session;
+mod worker;
+
+pub use filesystem::{
+    Attributes, Caller, Created, Entry, FileSystem, Lock, Opened, Read, Result, SetAttributes, Write,
+};
+pub use session::{Limits, Session};
+pub use worker::Worker;

@@ -1,0 +1,5 @@
+//! To be filled.
+/// x
+pub struct Session;
+/// x
+pub struct Limits;
