@@ -18,6 +18,7 @@ mod dispatch;
 mod filesystem;
 mod offload;
 mod session;
+mod sync;
 mod worker;
 
 pub use filesystem::{

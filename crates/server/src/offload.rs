@@ -1,1 +1,140 @@
-//! To be filled.
+//! Threads for what may wait for the disk, so that no queue does.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+/// How long a thread with nothing to do stays around.
+const IDLE_THREAD_SECONDS: u64 = 10;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A pool whose threads come when they are needed, up to a bound, and go when they are not.
+///
+/// Jobs wait in a queue when all threads are busy. The queue needs no bound of its own: each job is a request the
+/// client waits for, and those are bounded by the size of the client's queues.
+pub(crate) struct Offload {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: &'static str,
+    max_threads: usize,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Offload {
+    /// A pool of at most `max_threads` threads of this name; none is started yet.
+    pub(crate) fn new(name: &'static str, max_threads: usize) -> Offload {
+        let state = Mutex::new(State::default());
+        Offload { shared: Arc::new(Shared { name, max_threads, state, wake: Condvar::new() }) }
+    }
+
+    /// Has `job` done by a thread of the pool.
+    ///
+    /// If the host grants not even one thread the job is done here and now: late for the others on this queue, but
+    /// done.
+    pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.shared.state.lock();
+        state.jobs.push_back(Box::new(job));
+        if state.idle >= state.jobs.len() {
+            self.shared.wake.notify_one();
+            return;
+        }
+        if state.threads == self.shared.max_threads {
+            return;
+        }
+        state.threads += 1;
+        let shared = Arc::clone(&self.shared);
+        let spawned = thread::Builder::new().name(self.shared.name.into()).spawn(move || shared.work());
+        if let Err(error) = spawned {
+            state.threads -= 1;
+            if state.threads == 0 {
+                tracing::warn!(
+                    "no thread could be started ({error}); a request that may block holds up its queue"
+                );
+                let jobs = std::mem::take(&mut state.jobs);
+                drop(state);
+                jobs.into_iter().for_each(run);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                run(job);
+                state = self.state.lock();
+                continue;
+            }
+            state.idle += 1;
+            let timeout = Duration::from_secs(IDLE_THREAD_SECONDS);
+            let timed_out = self.wake.wait_for(&mut state, timeout).timed_out();
+            state.idle -= 1;
+            if timed_out && state.jobs.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// A job that panics must not take the pool's thread, and with it later jobs, along.
+fn run(job: Job) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
+        tracing::error!("a request made the server panic; it was answered with EIO");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    #[test]
+    fn jobs_run_side_by_side_up_to_the_bound_and_the_rest_follow() {
+        let pool = Offload::new("test", 4);
+        let (running, done) = (Arc::new(AtomicUsize::new(0)), mpsc::channel());
+        let most = Arc::new(AtomicUsize::new(0));
+        for _ in 0..32 {
+            let (running, most, done) = (running.clone(), most.clone(), done.0.clone());
+            pool.submit(move || {
+                let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(now, Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(5));
+                running.fetch_sub(1, Ordering::SeqCst);
+                done.send(()).unwrap();
+            });
+        }
+        for _ in 0..32 {
+            done.1.recv_timeout(Duration::from_secs(10)).unwrap();
+        }
+        let most = most.load(Ordering::SeqCst);
+        assert!((2..=4).contains(&most), "{most} jobs ran at once");
+    }
+
+    #[test]
+    fn a_job_that_panics_leaves_the_pool_at_work() {
+        let pool = Offload::new("test", 1);
+        let (sender, receiver) = mpsc::channel();
+        pool.submit(|| panic!("on purpose"));
+        pool.submit(move || sender.send(7).unwrap());
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(7));
+    }
+}

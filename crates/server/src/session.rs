@@ -1,5 +1,290 @@
-//! To be filled.
-/// x
-pub struct Session;
-/// x
-pub struct Limits;
+//! One client's session: what was agreed with it, and the way each of its requests goes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use ashore_wire::abi::{InitIn, OUT_HEADER_SIZE, OutHeader};
+use ashore_wire::flags::InitFlags;
+use ashore_wire::init::{self, Agreement, Implemented, Outcome};
+use ashore_wire::reply::error_header;
+use ashore_wire::seam::{Exchange, Payload, ReplyBody};
+use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Request, RequestId};
+
+use crate::dispatch;
+use crate::filesystem::{FileSystem, Result};
+use crate::offload::Offload;
+use crate::sync::Syncs;
+use crate::worker::Scratch;
+
+/// Threads for requests of one session that may wait for the disk (FSYNC, FALLOCATE, ...), at most.
+const MAX_OFFLOAD_THREADS: usize = 32;
+/// Bytes in which `max_pages` of INIT counts.
+const PAGE_SIZE: u32 = 4096;
+
+/// Features the server implements whatever the file system is.
+const SERVER_FEATURES: InitFlags =
+    InitFlags::ASYNC_READ.union(InitFlags::BIG_WRITES).union(InitFlags::MAX_PAGES).union(InitFlags::INIT_EXT);
+
+/// What a session grants its client.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes in one READ or WRITE, at most.
+    pub max_write: u32,
+    /// Bytes the client may read ahead.
+    pub max_readahead: u32,
+    /// Background requests (write-back, read-ahead) the client may have under way.
+    pub max_background: u16,
+    /// Background requests above which the client holds back read-ahead and idle write-back. Equal to
+    /// `max_background` at the largest value, so that a Linux client's flusher never skips a file because others
+    /// are busy (measured on Linux 6.19.11 and 7.0: a sync returned without it).
+    pub congestion_threshold: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_write: 1 << 20,
+            max_readahead: 1 << 20,
+            max_background: u16::MAX,
+            congestion_threshold: u16::MAX,
+        }
+    }
+}
+
+/// A file system in service for one client.
+pub struct Session<F> {
+    filesystem: F,
+    limits: Limits,
+    state: AtomicState,
+    offload: Offload,
+    syncs: Syncs,
+}
+
+impl<F: FileSystem> Session<F> {
+    /// Serves `filesystem` to one client at a time.
+    pub fn new(filesystem: F, limits: Limits) -> Arc<Session<F>> {
+        Arc::new(Session {
+            filesystem,
+            limits,
+            state: AtomicState::default(),
+            offload: Offload::new("ashore-offload", MAX_OFFLOAD_THREADS),
+            syncs: Syncs::default(),
+        })
+    }
+
+    /// The file system.
+    pub fn filesystem(&self) -> &F {
+        &self.filesystem
+    }
+
+    /// The last call: the client has gone without a word, or the server is told to end. Everything it changed is
+    /// made stable, and its nodes and handles are forgotten. Harmless if the client took its leave already.
+    ///
+    /// To be called when no request is under way any more.
+    pub fn end(&self) -> Result<()> {
+        let synced = self.filesystem.last_call();
+        if self.state.take_leave() {
+            self.filesystem.destroy();
+        }
+        synced
+    }
+
+    /// Takes one request to its answer, or hands it to a thread that will.
+    pub(crate) fn handle<E: Exchange>(self: &Arc<Self>, mut exchange: E, scratch: &mut Scratch) {
+        match self.begin(&mut exchange, scratch) {
+            Step::Answer(header) => exchange.finish(header),
+            Step::NoAnswer => exchange.finish_without_reply(),
+            Step::Elsewhere => {
+                let session = Arc::clone(self);
+                self.offload.submit(move || session.carry_on(exchange));
+            }
+            Step::Sync(id, node) => {
+                let session = Arc::clone(self);
+                let answer = Box::new(move |synced| exchange.finish(empty_header(id, synced)));
+                self.syncs.request(node, answer, move |node| session.filesystem.syncfs(node));
+            }
+        }
+    }
+
+    /// Does what can be done on the thread of a queue.
+    fn begin<E: Exchange>(&self, exchange: &mut E, scratch: &mut Scratch) -> Step {
+        let dialect = self.state.dialect();
+        let (head, bulk) = exchange.parts();
+        let request = match Request::parse(head, bulk.len(), dialect.unwrap_or_default()) {
+            Ok(request) => request,
+            Err(error) => return refuse(head, &error),
+        };
+        let (id, operation) = (request.id, &request.operation);
+        if bulk.room().is_none() && has_answer(operation) {
+            tracing::warn!("{id:?} came without room for an answer and was not done");
+            return Step::NoAnswer;
+        }
+        match operation {
+            Operation::Init { offer } => Step::Answer(self.init(id, offer, bulk)),
+            // Before INIT, or after the client took its leave.
+            operation if dialect.is_none() => match has_answer(operation) {
+                true => Step::Answer(error_header(id, Errno::ENOTCONN)),
+                false => Step::NoAnswer,
+            },
+            Operation::Syncfs => Step::Sync(id, request.node),
+            operation if may_block(operation) => Step::Elsewhere,
+            _ => Step::from(dispatch::perform(&self.filesystem, &request, bulk, scratch)),
+        }
+    }
+
+    /// Does what may block, on a thread of the pool. The head is a private copy: parsed once more it says the same.
+    fn carry_on<E: Exchange>(&self, mut exchange: E) {
+        let (head, bulk) = exchange.parts();
+        let step = match Request::parse(head, bulk.len(), self.state.dialect().unwrap_or_default()) {
+            Ok(Request { id, operation: Operation::Destroy, .. }) => {
+                Step::Answer(empty_header(id, self.take_leave()))
+            }
+            Ok(request) => {
+                Step::from(dispatch::perform(&self.filesystem, &request, bulk, &mut Scratch::default()))
+            }
+            Err(error) => refuse(head, &error),
+        };
+        match step {
+            Step::Answer(header) => exchange.finish(header),
+            _ => exchange.finish_without_reply(),
+        }
+    }
+
+    fn init(&self, id: RequestId, offer: &InitIn, body: &mut impl ReplyBody) -> OutHeader {
+        let implemented = Implemented {
+            flags: SERVER_FEATURES | self.filesystem.features(),
+            max_readahead: self.limits.max_readahead,
+            max_write: self.limits.max_write,
+            max_pages: u16::try_from(self.limits.max_write / PAGE_SIZE).unwrap_or(u16::MAX),
+            max_background: self.limits.max_background,
+            congestion_threshold: self.limits.congestion_threshold,
+            time_gran: 1,
+        };
+        let reply = match init::negotiate(offer, &implemented) {
+            Outcome::Agreed(reply, agreement) => {
+                self.greet(offer, &agreement);
+                reply
+            }
+            Outcome::AskAgain(reply) => reply,
+            Outcome::TooOld { major, minor } => {
+                tracing::error!(
+                    "the client speaks FUSE {major}.{minor}; 7.27 (Linux 5.0) is the oldest understood"
+                );
+                return error_header(id, Errno::EPROTO);
+            }
+        };
+        Reply::Init(&reply).encode(id, body).unwrap_or_else(|_| error_header(id, Errno::ERANGE))
+    }
+
+    fn greet(&self, offer: &InitIn, agreement: &Agreement) {
+        // A guest that was reset says INIT again without having said DESTROY.
+        if self.state.take_leave() {
+            tracing::info!("the client begins anew; what the one before it changed is synced first");
+            if let Err(errno) = self.filesystem.last_call() {
+                tracing::error!("the sync for the client that left failed: {errno}");
+            }
+            self.filesystem.destroy();
+        }
+        self.filesystem.init(agreement);
+        self.state.agree(agreement);
+        tracing::info!(
+            "a client speaks FUSE 7.{} (agreed 7.{}), features {:?}",
+            offer.minor,
+            agreement.minor,
+            agreement.flags
+        );
+    }
+
+    /// DESTROY: the client takes its leave. Linux unmounts without a SYNCFS, so this is the last chance to keep the
+    /// promise.
+    fn take_leave(&self) -> Result<()> {
+        let synced = self.end();
+        match synced {
+            Ok(()) => tracing::info!("the client has unmounted; all it changed is stable"),
+            Err(errno) => tracing::error!("the client has unmounted, and the last sync failed: {errno}"),
+        }
+        synced
+    }
+}
+
+/// How far a request came on the thread of its queue.
+enum Step {
+    Answer(OutHeader),
+    NoAnswer,
+    /// It may block, and goes on on a thread of the pool.
+    Elsewhere,
+    Sync(RequestId, NodeId),
+}
+
+impl From<Option<OutHeader>> for Step {
+    fn from(header: Option<OutHeader>) -> Step {
+        header.map_or(Step::NoAnswer, Step::Answer)
+    }
+}
+
+/// The peer broke the protocol, or asks for what protocol 7.45 does not have.
+fn refuse(head: &[u8], error: &ProtocolError) -> Step {
+    match error {
+        ProtocolError::UnknownOpcode(_) => tracing::debug!("{error}: answered with ENOSYS"),
+        _ => tracing::warn!("a malformed request was refused: {error}"),
+    }
+    Step::from(Request::id_of(head).map(|id| error_header(id, error.errno())))
+}
+
+fn empty_header(id: RequestId, outcome: Result<()>) -> OutHeader {
+    match outcome {
+        Ok(()) => OutHeader { len: OUT_HEADER_SIZE as u32, error: 0, unique: id.0 },
+        Err(errno) => error_header(id, errno),
+    }
+}
+
+fn has_answer(operation: &Operation<'_>) -> bool {
+    !matches!(
+        operation,
+        Operation::Forget { .. }
+            | Operation::BatchForget { .. }
+            | Operation::NotifyReply { .. }
+            | Operation::Interrupt { .. }
+    )
+}
+
+/// What may wait for the disk, or for another client, as long as that takes.
+fn may_block(operation: &Operation<'_>) -> bool {
+    matches!(
+        operation,
+        Operation::Fsync { .. }
+            | Operation::Fsyncdir { .. }
+            | Operation::Fallocate { .. }
+            | Operation::CopyFileRange { .. }
+            | Operation::Setlk { wait: true, .. }
+            | Operation::Destroy
+    )
+}
+
+/// Whether a client is there, and in which dialect it speaks.
+#[derive(Default)]
+struct AtomicState(AtomicU8);
+
+const GONE: u8 = 0;
+const THERE: u8 = 1;
+const THERE_WITH_SETXATTR_EXT: u8 = 2;
+
+impl AtomicState {
+    fn agree(&self, agreement: &Agreement) {
+        let state = if agreement.dialect().setxattr_ext { THERE_WITH_SETXATTR_EXT } else { THERE };
+        // Release: a worker that sees the client there also sees what FileSystem::init did.
+        self.0.store(state, Ordering::Release);
+    }
+
+    /// The client is gone; says whether it was there.
+    fn take_leave(&self) -> bool {
+        self.0.swap(GONE, Ordering::AcqRel) != GONE
+    }
+
+    fn dialect(&self) -> Option<Dialect> {
+        match self.0.load(Ordering::Acquire) {
+            GONE => None,
+            state => Some(Dialect { setxattr_ext: state == THERE_WITH_SETXATTR_EXT }),
+        }
+    }
+}

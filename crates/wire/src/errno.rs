@@ -122,6 +122,12 @@ impl From<io::Error> for Errno {
     }
 }
 
+impl From<&Errno> for Errno {
+    fn from(errno: &Errno) -> Errno {
+        *errno
+    }
+}
+
 impl From<Errno> for io::Error {
     fn from(errno: Errno) -> io::Error {
         io::Error::from_raw_os_error(errno.raw())
