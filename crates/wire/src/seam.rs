@@ -19,6 +19,8 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::abi::OutHeader;
 
@@ -103,6 +105,64 @@ pub trait Exchange: Send + 'static {
 
     /// Gives the request back without an answer: it has none (FORGET).
     fn finish_without_reply(self);
+
+    /// What clients have made available beside this request, in all queues of its transport.
+    ///
+    /// The default is for a transport in which nothing can wait unseen: one that hands out every request in the
+    /// order in which they were made, on one thread.
+    fn backlog(&self) -> Arc<dyn Backlog> {
+        Arc::new(NothingWaits)
+    }
+}
+
+/// What clients have made available in the queues of a transport, taken or not.
+///
+/// A SYNCFS must count every change that was made available before it, also in a queue whose thread is busy and
+/// has not looked yet. So the server marks all queues when it meets a SYNCFS, and waits until each has passed
+/// its mark before it divides earlier changes from later ones:
+///
+/// ```text
+///     queue 1   ... W  W  S |            taken up to S
+///     queue 2   ... W | W  W             the first W taken, two more have been made available
+///                          ^ mark: wait until queue 2 has taken these, but not for what comes after them
+/// ```
+pub trait Backlog: Send + Sync {
+    /// Marks the end of what has been made available up to now, in every queue.
+    fn mark(&self) -> Box<dyn BacklogMark>;
+}
+
+/// An end of what had been made available, in every queue. Made by [`Backlog::mark`].
+///
+/// A queue has passed the mark when its thread took everything before it *and came back to
+/// [`RequestQueue::next`]*: what was taken has then been finished or handed to another thread, and has been
+/// counted by whoever counts changes on the way. So the thread of a queue must never wait for a mark itself: it
+/// would wait for its own return. A queue that is stopped, or has broken, has passed every mark.
+pub trait BacklogMark: Send {
+    /// Whether every queue has passed.
+    fn passed(&self) -> bool;
+
+    /// Waits until every queue has passed, but no longer than `timeout`; says whether they have.
+    fn wait(&self, timeout: Duration) -> bool;
+}
+
+/// The backlog of a transport in which nothing can wait unseen.
+#[derive(Clone, Copy, Debug)]
+pub struct NothingWaits;
+
+impl Backlog for NothingWaits {
+    fn mark(&self) -> Box<dyn BacklogMark> {
+        Box::new(NothingWaits)
+    }
+}
+
+impl BacklogMark for NothingWaits {
+    fn passed(&self) -> bool {
+        true
+    }
+
+    fn wait(&self, _timeout: Duration) -> bool {
+        true
+    }
 }
 
 /// A queue of requests, taken by one thread.
