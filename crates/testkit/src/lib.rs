@@ -1,1 +1,9 @@
-//! To be filled.
+//! File systems, transports and guests for tests.
+//!
+//! What a test needs of more than one of our crates lives here, and so do the tests themselves. Nothing depends on
+//! this crate.
+
+#![allow(clippy::unwrap_used, reason = "this is test code: a failed unwrap is the failed test")]
+
+pub mod loopback;
+pub mod memory_fs;

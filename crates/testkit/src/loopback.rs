@@ -1,0 +1,239 @@
+//! A transport without a transport: requests are bytes handed over in memory, and so are replies.
+//!
+//! Serves a session on a thread of its own, as any transport does, and lets a test play the client, honest or
+//! not.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ashore_server::{FileSystem, Session, Worker};
+use ashore_wire::abi::{InHeader, InitIn, OUT_HEADER_SIZE, OutHeader};
+use ashore_wire::flags::InitFlags;
+use ashore_wire::seam::{Exchange, NoRoom, Payload, ReplyBody, RequestQueue, TransferMode, head_length};
+use ashore_wire::{Errno, Opcode, Request};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// How long a test waits for a reply before it fails.
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A client of one session, which runs on a thread of its own.
+pub struct Loopback {
+    requests: Option<Sender<LoopbackExchange>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Loopback {
+    /// Starts a worker of this session. A session may have several.
+    pub fn start<F: FileSystem>(session: &Arc<Session<F>>) -> Loopback {
+        let (requests, queue) = channel();
+        let worker = Worker::new(Arc::clone(session));
+        let worker = std::thread::spawn(move || worker.run(LoopbackQueue(queue)));
+        Loopback { requests: Some(requests), worker: Some(worker) }
+    }
+
+    /// Hands over the bytes of a request as they are, with `room` bytes for the whole reply, header included.
+    pub fn submit(&self, request: &[u8], room: usize) -> PendingReply {
+        let (reply, pending) = channel();
+        let opcode = request.get(4..8).map_or(0, |raw| u32::from_ne_bytes(raw.try_into().unwrap()));
+        let (head, payload) = request.split_at(head_length(opcode, request.len()));
+        let exchange = LoopbackExchange {
+            head: AlignedBytes::from(head),
+            bulk: LoopbackBulk {
+                payload: payload.to_vec(),
+                body: vec![0; room.saturating_sub(OUT_HEADER_SIZE)],
+                answerable: room >= OUT_HEADER_SIZE,
+            },
+            reply: Some(reply),
+        };
+        let requests = self.requests.as_ref().expect("taken only when dropped");
+        requests.send(exchange).expect("the worker runs until this end is dropped");
+        PendingReply(pending)
+    }
+
+    /// A request in the usual form, answered.
+    pub fn call(&self, opcode: Opcode, node: u64, arguments: &[&[u8]]) -> Result<Vec<u8>, Errno> {
+        self.submit(&request(opcode, node, arguments), 1 << 20).wait().expect("this opcode has a reply")
+    }
+
+    /// INIT as Linux 6.12 says it.
+    pub fn init(&self, flags: InitFlags) -> Vec<u8> {
+        let offer = InitIn {
+            major: 7,
+            minor: 41,
+            max_readahead: 128 << 10,
+            flags: flags.bits() as u32,
+            flags2: (flags.bits() >> 32) as u32,
+            ..Default::default()
+        };
+        self.call(Opcode::Init, 0, &[offer.as_bytes()]).expect("INIT is agreed")
+    }
+}
+
+impl Drop for Loopback {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// The bytes of a request from caller 0:0.
+pub fn request(opcode: Opcode, node: u64, arguments: &[&[u8]]) -> Vec<u8> {
+    let length = size_of::<InHeader>() + arguments.iter().map(|part| part.len()).sum::<usize>();
+    let header = InHeader {
+        len: length as u32,
+        opcode: opcode as u32,
+        unique: 42,
+        nodeid: node,
+        ..Default::default()
+    };
+    [&[header.as_bytes()], arguments].concat().concat()
+}
+
+/// A reply on its way.
+pub struct PendingReply(Receiver<Option<Vec<u8>>>);
+
+impl PendingReply {
+    /// Waits for the reply: its body, or its error. `None` if the request was given back without an answer.
+    ///
+    /// Panics if no answer comes: a server must never leave a client waiting.
+    pub fn wait(self) -> Option<Result<Vec<u8>, Errno>> {
+        let bytes = self.0.recv_timeout(REPLY_TIMEOUT).expect("each request is answered or given back");
+        bytes.map(|bytes| {
+            let (header, body) = OutHeader::read_from_prefix(&bytes).expect("a reply has a header");
+            assert_eq!(header.len as usize, bytes.len(), "the length is exact");
+            match header.error {
+                0 => Ok(body.to_vec()),
+                error => Err(Errno::from_raw(-error)),
+            }
+        })
+    }
+}
+
+struct LoopbackQueue(Receiver<LoopbackExchange>);
+
+impl RequestQueue for LoopbackQueue {
+    type Exchange = LoopbackExchange;
+
+    fn next(&mut self) -> Option<LoopbackExchange> {
+        self.0.recv().ok()
+    }
+}
+
+struct LoopbackExchange {
+    head: AlignedBytes,
+    bulk: LoopbackBulk,
+    reply: Option<Sender<Option<Vec<u8>>>>,
+}
+
+impl LoopbackExchange {
+    fn answer(&mut self, bytes: Option<Vec<u8>>) {
+        if let Some(reply) = self.reply.take() {
+            // A test that no longer waits is no failure of the server.
+            let _ = reply.send(bytes);
+        }
+    }
+}
+
+impl Exchange for LoopbackExchange {
+    type Bulk = LoopbackBulk;
+
+    fn parts(&mut self) -> (&[u8], &mut LoopbackBulk) {
+        (self.head.as_bytes(), &mut self.bulk)
+    }
+
+    fn finish(mut self, header: OutHeader) {
+        let body = &self.bulk.body[..header.len as usize - OUT_HEADER_SIZE];
+        let bytes = [header.as_bytes(), body].concat();
+        let answerable = self.bulk.answerable;
+        self.answer(answerable.then_some(bytes));
+    }
+
+    fn finish_without_reply(mut self) {
+        self.answer(None);
+    }
+}
+
+impl Drop for LoopbackExchange {
+    fn drop(&mut self) {
+        let id = Request::id_of(self.head.as_bytes());
+        let eio = id.map(|id| ashore_wire::reply::error_header(id, Errno::EIO).as_bytes().to_vec());
+        self.answer(eio);
+    }
+}
+
+struct LoopbackBulk {
+    payload: Vec<u8>,
+    body: Vec<u8>,
+    answerable: bool,
+}
+
+impl Payload for LoopbackBulk {
+    fn len(&self) -> usize {
+        self.payload.len()
+    }
+
+    fn write_to(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        _mode: TransferMode,
+    ) -> io::Result<usize> {
+        Ok(rustix::io::pwrite(file, &self.payload[..len.min(self.payload.len())], offset)?)
+    }
+
+    fn copy_to(&mut self, buffer: &mut [u8]) -> usize {
+        let length = buffer.len().min(self.payload.len());
+        buffer[..length].copy_from_slice(&self.payload[..length]);
+        length
+    }
+}
+
+impl ReplyBody for LoopbackBulk {
+    fn room(&self) -> Option<usize> {
+        self.answerable.then_some(self.body.len())
+    }
+
+    fn fill(&mut self, position: usize, bytes: &[u8]) -> Result<(), NoRoom> {
+        let end = position.checked_add(bytes.len()).ok_or(NoRoom)?;
+        self.body.get_mut(position..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_from(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        _mode: TransferMode,
+    ) -> io::Result<usize> {
+        let len = len.min(self.body.len());
+        Ok(rustix::io::pread(file, &mut self.body[..len], offset)?)
+    }
+}
+
+/// Bytes that begin at a multiple of eight, as a transport's heads do.
+struct AlignedBytes {
+    words: Vec<u64>,
+    length: usize,
+}
+
+impl From<&[u8]> for AlignedBytes {
+    fn from(bytes: &[u8]) -> AlignedBytes {
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+        AlignedBytes { words, length: bytes.len() }
+    }
+}
+
+impl AlignedBytes {
+    fn as_bytes(&self) -> &[u8] {
+        &self.words.as_bytes()[..self.length]
+    }
+}
