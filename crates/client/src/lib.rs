@@ -1,0 +1,4 @@
+//! A virtio-fs client in user space.
+#![forbid(unsafe_code)]
+
+mod core;
