@@ -1,0 +1,112 @@
+//! How far the queues have come: what has been made available, and what has been taken.
+//!
+//! A mark is, for each queue that runs, the index up to which requests were available. Passing it is a matter of
+//! the queue's `position`, which its thread moves when it comes back for the next request. To the one who waits
+//! nothing may be lost between his look and his sleep:
+//!
+//! ```text
+//!     waiter                              queue's thread
+//!     waiting += 1        (SeqCst)        position = new      (SeqCst)
+//!     position passed?    (SeqCst)        waiting > 0?        (SeqCst)
+//!     no: sleep                           yes: wake
+//! ```
+//!
+//! All four are in one order, so either the waiter sees the new position or the thread sees the waiter; and since
+//! the waiter looks and falls asleep under the lock that the thread takes to wake him, the call is not missed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ashore_wire::seam::{Backlog, BacklogMark};
+use parking_lot::{Condvar, Mutex};
+
+use super::shared::Shared;
+
+/// The queues of a device that run, for those who wait for them.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceBacklog {
+    running: Mutex<Vec<Arc<Shared>>>,
+    waiters: Arc<Waiters>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    waiting: AtomicUsize,
+    lock: Mutex<()>,
+    moved: Condvar,
+}
+
+impl DeviceBacklog {
+    pub(crate) fn add(&self, queue: Arc<Shared>) {
+        self.running.lock().push(queue);
+    }
+
+    pub(crate) fn remove(&self, queue: &Arc<Shared>) {
+        self.running.lock().retain(|other| !Arc::ptr_eq(other, queue));
+    }
+
+    /// A position has moved, or a queue has ended.
+    pub(crate) fn moved(&self) {
+        if self.waiters.waiting.load(Ordering::SeqCst) > 0 {
+            let _lock = self.waiters.lock.lock();
+            self.waiters.moved.notify_all();
+        }
+    }
+}
+
+impl Backlog for DeviceBacklog {
+    fn mark(&self) -> Box<dyn BacklogMark> {
+        let running = self.running.lock();
+        let targets = running.iter().map(|queue| (queue.clone(), available_end(queue))).collect();
+        Box::new(Mark { targets, waiters: self.waiters.clone() })
+    }
+}
+
+/// The position at which everything available now has been taken.
+fn available_end(queue: &Shared) -> u64 {
+    loop {
+        let before = queue.position();
+        let available = queue.ring.available_index();
+        let after = queue.position();
+        // The index has 16 bits only. It is unambiguous if the thread did not come far while we looked.
+        if after - before < u64::from(u16::MAX / 2) {
+            let waiting = available.wrapping_sub(before as u16);
+            // More than a ring can hold, beside the one being served, is not true, and will break the queue.
+            return before + u64::from(waiting.min(queue.ring.size() + 1));
+        }
+    }
+}
+
+struct Mark {
+    targets: Vec<(Arc<Shared>, u64)>,
+    waiters: Arc<Waiters>,
+}
+
+impl BacklogMark for Mark {
+    fn passed(&self) -> bool {
+        self.targets.iter().all(|(queue, target)| queue.has_ended() || queue.position() >= *target)
+    }
+
+    fn wait(&self, timeout: Duration) -> bool {
+        if self.passed() {
+            return true;
+        }
+        let deadline = Instant::now().checked_add(timeout);
+        self.waiters.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut lock = self.waiters.lock.lock();
+        let passed = loop {
+            if self.passed() {
+                break true;
+            }
+            match deadline {
+                Some(deadline) if Instant::now() >= deadline => break false,
+                Some(deadline) => drop(self.waiters.moved.wait_until(&mut lock, deadline)),
+                None => self.waiters.moved.wait(&mut lock),
+            }
+        };
+        drop(lock);
+        self.waiters.waiting.fetch_sub(1, Ordering::SeqCst);
+        passed
+    }
+}

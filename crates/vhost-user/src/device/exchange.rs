@@ -1,0 +1,239 @@
+//! One request out of a ring, and the way back for its reply.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use ashore_wire::abi::{IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE, OutHeader};
+use ashore_wire::reply::error_header;
+use ashore_wire::seam::{Backlog, Exchange, NoRoom, Payload, ReplyBody, TransferMode, head_length};
+use ashore_wire::{Errno, Request, RequestId};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::memory::{GuestMap, Spans};
+
+use super::chain::{ChainBytes, ChainError};
+use super::ring::Ring;
+use super::shared::Shared;
+use super::transfer;
+
+/// Bytes of a head buffer that are kept for the next request. Enough for any name or xattr; a longer head was an
+/// odd one.
+const HEAD_KEPT_MAX: usize = 128 * 1024;
+
+/// A request that was taken from a queue. Finished exactly once: if by nobody else, then with EIO when dropped.
+#[derive(Debug)]
+pub struct RingExchange {
+    shared: Arc<Shared>,
+    /// Taken out when the request is finished.
+    slot: Option<Box<Slot>>,
+}
+
+impl RingExchange {
+    pub(crate) fn new(shared: Arc<Shared>, slot: Box<Slot>) -> RingExchange {
+        RingExchange { shared, slot: Some(slot) }
+    }
+
+    fn complete(&mut self, header: Option<OutHeader>) {
+        if let Some(slot) = self.slot.take() {
+            let written = header.map_or(0, |header| slot.write_header(header));
+            self.shared.complete(slot, written);
+        }
+    }
+}
+
+impl Exchange for RingExchange {
+    type Bulk = Bulk;
+
+    fn parts(&mut self) -> (&[u8], &mut Bulk) {
+        let slot =
+            self.slot.as_mut().expect("an exchange has its slot until it is finished, which consumes it");
+        let Slot { head, bulk, .. } = &mut **slot;
+        (head.as_bytes(), bulk)
+    }
+
+    fn finish(mut self, header: OutHeader) {
+        self.complete(Some(header));
+    }
+
+    fn finish_without_reply(mut self) {
+        self.complete(None);
+    }
+
+    fn backlog(&self) -> Arc<dyn Backlog> {
+        self.shared.backlog()
+    }
+}
+
+impl Drop for RingExchange {
+    fn drop(&mut self) {
+        let Some(slot) = &self.slot else { return };
+        let id = Request::id_of(slot.head.as_bytes());
+        tracing::warn!(
+            "{}: request {id:?} was dropped unfinished and is answered with EIO",
+            self.shared.index()
+        );
+        self.complete(id.map(|id| error_header(id, Errno::EIO)));
+    }
+}
+
+/// What a request needs while it is under way. Slots are used again and again, so that a request allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// The first descriptor of the chain, by which the guest knows the request.
+    pub(crate) chain: u16,
+    head: HeadBuffer,
+    bulk: Bulk,
+    collected: ChainBytes,
+}
+
+impl Slot {
+    /// Reads the request whose chain begins at `chain`.
+    pub(crate) fn load(&mut self, ring: &Ring, map: &Arc<GuestMap>, chain: u16) -> Result<(), ChainError> {
+        self.chain = chain;
+        self.bulk.map = Some(map.clone());
+        let collected = self.collected.collect(ring, map, chain);
+        std::mem::swap(&mut self.collected.writable, &mut self.bulk.body);
+        self.bulk.body.split_front(OUT_HEADER_SIZE, Some(&mut self.bulk.header));
+        std::mem::swap(&mut self.collected.readable, &mut self.bulk.payload);
+        let head = self.load_head();
+        collected.and(head)
+    }
+
+    /// Copies the head: first the header, which says how much that is. From then on it is ours, and the rest is
+    /// data.
+    fn load_head(&mut self) -> Result<(), ChainError> {
+        let payload = &mut self.bulk.payload;
+        let bytes = payload.bytes();
+        if bytes < IN_HEADER_SIZE {
+            return Err(ChainError::NoHeader(bytes));
+        }
+        payload.copy_to(0, self.head.resize(IN_HEADER_SIZE));
+        let opcode = self.opcode().unwrap_or_default();
+        let length = head_length(opcode, bytes);
+        self.bulk.payload.copy_to(IN_HEADER_SIZE, &mut self.head.resize(length)[IN_HEADER_SIZE..]);
+        self.bulk.payload.split_front(length, None);
+        Ok(())
+    }
+
+    /// The opcode, if a header was read.
+    pub(crate) fn opcode(&self) -> Option<u32> {
+        InHeader::ref_from_prefix(self.head.as_bytes()).ok().map(|(header, _)| header.opcode)
+    }
+
+    /// The request's id, if a header was read.
+    pub(crate) fn id(&self) -> Option<RequestId> {
+        Request::id_of(self.head.as_bytes())
+    }
+
+    /// Writes the out header and returns the length of the whole reply; 0 if there is no room for one.
+    pub(crate) fn write_header(&self, header: OutHeader) -> u32 {
+        let Some(room) = self.bulk.room() else { return 0 };
+        let header = match (header.len as usize).checked_sub(OUT_HEADER_SIZE) {
+            Some(body) if body <= room => header,
+            _ => {
+                tracing::error!("a reply of {} bytes, with room for {room}, becomes EIO", header.len);
+                error_header(RequestId(header.unique), Errno::EIO)
+            }
+        };
+        self.bulk.header.copy_from(0, header.as_bytes());
+        header.len
+    }
+
+    /// Lets go of the guest's memory and of what was unusually large.
+    pub(crate) fn recycle(&mut self) {
+        self.head.clear();
+        self.collected.clear();
+        self.bulk.clear();
+    }
+}
+
+/// Where the data and the reply of a request lie in guest memory.
+#[derive(Debug, Default)]
+pub struct Bulk {
+    /// Keeps the pieces below mapped.
+    map: Option<Arc<GuestMap>>,
+    payload: Spans,
+    header: Spans,
+    body: Spans,
+}
+
+impl Bulk {
+    fn clear(&mut self) {
+        self.payload.clear();
+        self.header.clear();
+        self.body.clear();
+        self.map = None;
+    }
+}
+
+impl Payload for Bulk {
+    fn len(&self) -> usize {
+        self.payload.bytes()
+    }
+
+    fn write_to(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        mode: TransferMode,
+    ) -> io::Result<usize> {
+        transfer::write_to_file(&mut self.payload, file, offset, len, mode)
+    }
+
+    fn copy_to(&mut self, buffer: &mut [u8]) -> usize {
+        self.payload.copy_to(0, buffer)
+    }
+}
+
+impl ReplyBody for Bulk {
+    fn room(&self) -> Option<usize> {
+        (self.header.bytes() == OUT_HEADER_SIZE).then(|| self.body.bytes())
+    }
+
+    fn fill(&mut self, position: usize, bytes: &[u8]) -> Result<(), NoRoom> {
+        let end = position.checked_add(bytes.len()).ok_or(NoRoom)?;
+        if self.room().is_none_or(|room| room < end) {
+            return Err(NoRoom);
+        }
+        self.body.copy_from(position, bytes);
+        Ok(())
+    }
+
+    fn read_from(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        mode: TransferMode,
+    ) -> io::Result<usize> {
+        transfer::read_from_file(&mut self.body, file, offset, len, mode)
+    }
+}
+
+/// A private copy of a head, aligned to 8 bytes so that the structures in it can be looked at in place.
+#[derive(Debug, Default)]
+struct HeadBuffer {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl HeadBuffer {
+    fn as_bytes(&self) -> &[u8] {
+        &self.words.as_bytes()[..self.bytes]
+    }
+
+    /// Makes the buffer `bytes` long, keeping what is in it.
+    fn resize(&mut self, bytes: usize) -> &mut [u8] {
+        self.words.resize(bytes.div_ceil(size_of::<u64>()), 0);
+        self.bytes = bytes;
+        &mut self.words.as_mut_bytes()[..bytes]
+    }
+
+    fn clear(&mut self) {
+        self.words.clear();
+        self.words.shrink_to(HEAD_KEPT_MAX / size_of::<u64>());
+        self.bytes = 0;
+    }
+}

@@ -1,0 +1,184 @@
+//! The socket VMMs connect to.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+
+/// Bytes of the longest path a Unix socket can have; its NUL makes it 108.
+const PATH_BYTES_MAX: usize = 107;
+
+/// Why there is nothing to connect to.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The path is too long for a socket.
+    #[error(
+        "{path} cannot be a socket: it has {bytes} bytes and the system allows {PATH_BYTES_MAX}; choose a shorter path"
+    )]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Somebody listens there.
+    #[error("{0} is in use by another server: stop it, or choose another socket path")]
+    InUse(PathBuf),
+    /// There is a file that is not a socket.
+    #[error("{0} exists and is not a socket: remove it, or choose another socket path")]
+    NotASocket(PathBuf),
+    /// The directory for it does not exist.
+    #[error(
+        "{0} cannot be made because its directory does not exist: create the directory, or choose another socket path"
+    )]
+    NoDirectory(PathBuf),
+    /// The directory, or the socket that is there, is not ours to use.
+    #[error("{0} cannot be made: no permission; choose a directory that you may write to")]
+    NoPermission(PathBuf),
+    /// An inherited file descriptor is something else.
+    #[error("the inherited file descriptor is not a listening Unix socket")]
+    NotListening,
+    /// Something else failed.
+    #[error("{path} cannot be made: {error}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A listening socket. One that was made here is removed in the end.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    file: Option<SocketFile>,
+}
+
+impl Listener {
+    /// Listens at a path. A socket file that a server left behind is replaced; one that is in use is not.
+    pub fn bind(path: impl AsRef<Path>) -> Result<Listener, ListenError> {
+        let path = path.as_ref();
+        let bytes = path.as_os_str().as_bytes().len();
+        if bytes > PATH_BYTES_MAX {
+            return Err(ListenError::PathTooLong { path: path.to_owned(), bytes });
+        }
+        let socket = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                remove_stale(path)?;
+                UnixListener::bind(path)
+            }
+            other => other,
+        };
+        let socket = socket.map_err(|error| explain(path, error))?;
+        let file = SocketFile::at(path).map_err(|error| explain(path, error))?;
+        Listener::new(socket, Some(file)).map_err(|error| explain(path, error))
+    }
+
+    /// Listens on a socket that somebody else has made, a service manager for example.
+    pub fn from_fd(fd: OwnedFd) -> Result<Listener, ListenError> {
+        let listens = sockopt::socket_acceptconn(&fd).unwrap_or(false);
+        let unix = sockopt::socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
+        if !listens || !unix {
+            return Err(ListenError::NotListening);
+        }
+        Listener::new(fd.into(), None).map_err(|_| ListenError::NotListening)
+    }
+
+    /// The path, if it was bound here.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| file.path.as_path())
+    }
+
+    fn new(socket: UnixListener, file: Option<SocketFile>) -> io::Result<Listener> {
+        // Whoever connects may be gone again before we accept, and waiting for the next one could not be stopped.
+        socket.set_nonblocking(true)?;
+        Ok(Listener { socket, file })
+    }
+
+    /// The VMM that has connected, if there still is one.
+    pub(crate) fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.socket.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {
+                    Ok(None)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A socket file, known by its inode, so that a successor's is not mistaken for ours.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { path: path.to_owned(), inode: inode_of(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
+            // Left behind, it would be replaced by the next server.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Removes a socket file that nobody listens at.
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let metadata = fs::symlink_metadata(path).map_err(|error| explain(path, error))?;
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::NotASocket(path.to_owned()));
+    }
+    if is_listened_at(path).map_err(|error| explain(path, error))? {
+        return Err(ListenError::InUse(path.to_owned()));
+    }
+    fs::remove_file(path).map_err(|error| explain(path, error))
+}
+
+/// Whether a socket file has a socket behind it. Asked by a connection of the wrong type, which the kernel refuses
+/// with another error if there is one: a real connection would be taken for a VMM.
+fn is_listened_at(path: &Path) -> io::Result<bool> {
+    let address = SocketAddrUnix::new(path)?;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match connect(&probe, &address) {
+        Ok(()) | Err(Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn explain(path: &Path, error: io::Error) -> ListenError {
+    let path = path.to_owned();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ListenError::NoDirectory(path),
+        io::ErrorKind::PermissionDenied => ListenError::NoPermission(path),
+        io::ErrorKind::AddrInUse => ListenError::InUse(path),
+        _ => ListenError::Io { path, error },
+    }
+}

@@ -1,0 +1,295 @@
+//! The side of a queue that its thread holds: taking requests, and sleeping when there are none.
+//!
+//! ```text
+//!     next() --> came back: earlier requests are in good hands
+//!        |
+//!        v           nothing available                nothing either
+//!       take --------------------------> announce --> look for poll_us --> ask for a kick, look once more, sleep
+//!        |                                  ^                                                          |
+//!        | a request                        +------------------- kicked, or told to stop <-------------+
+//!        v
+//!      return
+//! ```
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ashore_wire::reply::error_header;
+use ashore_wire::seam::RequestQueue;
+use ashore_wire::{Errno, Opcode};
+
+use super::QueueIndex;
+use super::chain::ChainError;
+use super::exchange::{RingExchange, Slot};
+use super::fds::{self, Readiness};
+use super::shared::{Kick, Shared};
+use crate::memory::GuestMap;
+
+/// How often a ring is looked at whose guest cannot notify us.
+const LOOK_WITHOUT_KICK: Duration = Duration::from_millis(1);
+/// At most one complaint about malformed requests in this time.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A queue of requests from a guest. Its thread takes them; see [`RequestQueue`].
+#[derive(Debug)]
+pub struct DeviceQueue {
+    shared: Arc<Shared>,
+    /// Position of the next request to take; its low 16 bits are the index in the available ring.
+    next: u64,
+    /// The available index when last looked at.
+    available: u16,
+    map: Arc<GuestMap>,
+    map_generation: u64,
+    complaints: Complaints,
+    poll: AdaptivePoll,
+}
+
+impl RequestQueue for DeviceQueue {
+    type Exchange = RingExchange;
+
+    fn next(&mut self) -> Option<RingExchange> {
+        loop {
+            self.shared.set_position(self.next);
+            if self.shared.is_stopping() || self.shared.has_ended() {
+                self.shared.announce_now();
+                return None;
+            }
+            match self.take() {
+                Ok(Taken::Request(exchange)) => return Some(exchange),
+                Ok(Taken::Malformed) => {}
+                Ok(Taken::Nothing) => self.wait(),
+                Err(broken) => {
+                    self.break_down(broken);
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl DeviceQueue {
+    pub(crate) fn new(shared: Arc<Shared>) -> DeviceQueue {
+        let (map, map_generation) = shared.memory.current();
+        let next = shared.position();
+        let poll = AdaptivePoll::new(Duration::from_micros(u64::from(shared.poll_us)));
+        let available = next as u16;
+        let complaints = Complaints::default();
+        shared.ring.disable_kicks();
+        DeviceQueue { shared, next, available, map, map_generation, complaints, poll }
+    }
+
+    /// Which queue this is.
+    pub fn index(&self) -> QueueIndex {
+        self.shared.index()
+    }
+
+    /// The next request if there is one already; never waits. `None` says nothing about whether more will come.
+    pub fn try_next(&mut self) -> Option<RingExchange> {
+        loop {
+            self.shared.set_position(self.next);
+            if self.shared.is_stopping() || self.shared.has_ended() {
+                return None;
+            }
+            match self.take() {
+                Ok(Taken::Request(exchange)) => return Some(exchange),
+                Ok(Taken::Malformed) => {}
+                Ok(Taken::Nothing) => return None,
+                Err(broken) => {
+                    self.break_down(broken);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self) -> Result<Taken, RingBroken> {
+        let Some(chain) = self.next_chain()? else { return Ok(Taken::Nothing) };
+        let Some(mut slot) = self.shared.begin() else { return Err(RingBroken::TooManyInFlight) };
+        self.next += 1;
+        self.shared.counters.requests.add_one();
+        self.refresh_map();
+        match slot.load(&self.shared.ring, &self.map, chain) {
+            Ok(()) => {
+                if slot.opcode().is_some_and(waits_long) {
+                    self.shared.announce_now();
+                }
+                Ok(Taken::Request(RingExchange::new(self.shared.clone(), slot)))
+            }
+            Err(error) => {
+                self.refuse(slot, error);
+                Ok(Taken::Malformed)
+            }
+        }
+    }
+
+    /// The head of the next chain, if the guest has made one available.
+    fn next_chain(&mut self) -> Result<Option<u16>, RingBroken> {
+        let next = self.next as u16;
+        if self.available == next {
+            self.available = self.shared.ring.available_index();
+            let count = self.available.wrapping_sub(next);
+            if count > self.shared.ring.size() {
+                return Err(RingBroken::IndexJumped { from: next, to: self.available });
+            }
+            if count == 0 {
+                return Ok(None);
+            }
+        }
+        match self.shared.ring.available_head(next) {
+            head if head < self.shared.ring.size() => Ok(Some(head)),
+            head => Err(RingBroken::Head(head)),
+        }
+    }
+
+    fn refresh_map(&mut self) {
+        if self.map_generation != self.shared.memory.generation() {
+            (self.map, self.map_generation) = self.shared.memory.current();
+        }
+    }
+
+    /// Gives a request back that cannot be read, with EIO if there is a header to answer to and room to answer in.
+    fn refuse(&mut self, slot: Box<Slot>, error: ChainError) {
+        self.shared.counters.malformed.add_one();
+        if let Some(unmentioned) = self.complaints.may_complain() {
+            let index = self.shared.index();
+            tracing::warn!(
+                "{index}: a malformed request: {error} ({unmentioned} more since the last report)"
+            );
+        }
+        let written = slot.id().map_or(0, |id| slot.write_header(error_header(id, Errno::EIO)));
+        self.shared.complete(slot, written);
+    }
+
+    /// The ring makes no sense any more, so nothing in it can be believed: stop, and leave the rest to the VMM.
+    fn break_down(&mut self, broken: RingBroken) {
+        tracing::error!("{}: {broken}; the queue is stopped", self.shared.index());
+        self.shared.end();
+        self.shared.signal_error();
+    }
+
+    fn wait(&mut self) {
+        self.shared.announce_now();
+        let next = self.next as u16;
+        if self.poll.until(|| self.shared.ring.available_index() != next || self.shared.is_stopping()) {
+            return;
+        }
+        // Whether the guest was asked before or after it looked, one of us notices: see `enable_kicks`.
+        if !self.shared.ring.enable_kicks(next) {
+            self.sleep();
+            self.shared.counters.wake_ups.add_one();
+            // Memory may have been taken away meanwhile; not to be the one who keeps it mapped.
+            self.refresh_map();
+        }
+        self.shared.ring.disable_kicks();
+    }
+
+    fn sleep(&self) {
+        let kick = self.shared.kick.lock().clone();
+        let (kick, timeout) = match &kick {
+            Kick::Event(fd) => (Some(fd.as_fd()), None),
+            Kick::Polling => (None, Some(LOOK_WITHOUT_KICK)),
+        };
+        let (wake_ready, kick_ready) = fds::wait_for(self.shared.wake.as_fd(), kick, timeout);
+        if wake_ready == Readiness::Readable {
+            self.shared.wake.clear();
+        }
+        match (kick_ready, kick) {
+            (Readiness::Readable, Some(kick)) => fds::clear(kick),
+            (Readiness::Broken, _) => {
+                tracing::warn!(
+                    "{}: the VMM closed the kick; looking for requests instead",
+                    self.shared.index()
+                );
+                *self.shared.kick.lock() = Kick::Polling;
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for DeviceQueue {
+    fn drop(&mut self) {
+        self.shared.set_position(self.next);
+        self.shared.end();
+    }
+}
+
+enum Taken {
+    Request(RingExchange),
+    Malformed,
+    Nothing,
+}
+
+/// A ring that contradicts itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+enum RingBroken {
+    #[error("the available index jumped from {from} to {to}, further than the ring is long")]
+    IndexJumped { from: u16, to: u16 },
+    #[error("the available ring names descriptor {0}, which does not exist")]
+    Head(u16),
+    #[error("more requests are available than the ring has room for, beside those in flight")]
+    TooManyInFlight,
+}
+
+/// Requests that may keep their thread for long, so that completions before them are announced first.
+fn waits_long(opcode: u32) -> bool {
+    use Opcode::*;
+    matches!(
+        Opcode::from_raw(opcode),
+        Some(
+            Fsync | Fsyncdir | Syncfs | Fallocate | CopyFileRange | CopyFileRange64 | Setlkw | Flush | Ioctl
+        )
+    )
+}
+
+/// Keeps a guest that sends nonsense from filling the log.
+#[derive(Debug, Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unmentioned: u64,
+}
+
+impl Complaints {
+    /// Whether to complain now: then how many were not mentioned since the last time.
+    fn may_complain(&mut self) -> Option<u64> {
+        if self.last.is_some_and(|last| last.elapsed() < COMPLAINT_INTERVAL) {
+            self.unmentioned += 1;
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(std::mem::take(&mut self.unmentioned))
+    }
+}
+
+/// Looks for a while before sleeping: longer after a look that found something, shorter after one in vain.
+#[derive(Debug)]
+struct AdaptivePoll {
+    longest: Duration,
+    current: Duration,
+}
+
+impl AdaptivePoll {
+    /// Below this a look is not worth reading the clock for.
+    const SHORTEST: Duration = Duration::from_micros(2);
+
+    fn new(longest: Duration) -> AdaptivePoll {
+        AdaptivePoll { longest, current: longest }
+    }
+
+    fn until(&mut self, mut found: impl FnMut() -> bool) -> bool {
+        if self.longest.is_zero() {
+            return false;
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < self.current {
+            if found() {
+                self.current = (self.current * 2).min(self.longest);
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.current = (self.current / 2).max(Self::SHORTEST.min(self.longest));
+        false
+    }
+}

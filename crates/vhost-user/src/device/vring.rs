@@ -1,0 +1,220 @@
+//! The life of one queue, as the VMM's messages tell it.
+//!
+//! ```text
+//!     SET_VRING_NUM, _ADDR, _BASE      what the ring is
+//!     SET_VRING_KICK                   started: the ring is ready
+//!     SET_VRING_ENABLE 1 / 0           enabled: it is to be served
+//!     GET_VRING_BASE                   stopped, after everything taken has been finished
+//! ```
+//!
+//! A thread runs while the ring is started *and* enabled. Whatever ends one of the two drains the queue first, so
+//! that the available index we remember, or report, is also the end of what has been answered.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use super::QueueIndex;
+use super::backlog::DeviceBacklog;
+use super::counters::Counters;
+use super::queue::DeviceQueue;
+use super::ring::{Ring, RingError, RingPlace};
+use super::shared::{Kick, Parts, Shared};
+use crate::memory::Memory;
+
+/// What a queue's thread runs.
+pub(crate) type Handler = dyn Fn(QueueIndex, DeviceQueue) + Send + Sync;
+
+/// What all queues of a device need to run.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) handler: Arc<Handler>,
+    pub(crate) backlog: Arc<DeviceBacklog>,
+    pub(crate) poll_us: u32,
+}
+
+/// Why a queue was not started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error("the VMM did not say where the ring is")]
+    NoAddresses,
+    #[error("its thread cannot be started: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// What is known of one queue.
+pub(crate) struct Vring {
+    index: QueueIndex,
+    surroundings: Surroundings,
+    counters: Arc<Counters>,
+    size: u32,
+    place: Option<RingPlace>,
+    base: u16,
+    kick: Option<Kick>,
+    call: Option<OwnedFd>,
+    error: Option<OwnedFd>,
+    enabled: bool,
+    running: Option<Running>,
+}
+
+struct Running {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+impl Vring {
+    pub(crate) fn new(index: QueueIndex, surroundings: Surroundings, counters: Arc<Counters>) -> Vring {
+        Vring {
+            index,
+            surroundings,
+            counters,
+            size: 0,
+            place: None,
+            base: 0,
+            kick: None,
+            call: None,
+            error: None,
+            enabled: false,
+            running: None,
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub(crate) fn set_size(&mut self, size: u32) {
+        self.size = size;
+    }
+
+    pub(crate) fn set_place(&mut self, place: RingPlace) {
+        self.place = Some(place);
+    }
+
+    pub(crate) fn set_base(&mut self, base: u16) {
+        self.base = base;
+    }
+
+    pub(crate) fn set_kick(&mut self, kick: Option<OwnedFd>) {
+        let kick = kick.map_or(Kick::Polling, |kick| Kick::Event(Arc::new(kick)));
+        if let Some(running) = &self.running {
+            running.shared.set_kick(kick.clone());
+        }
+        self.kick = Some(kick);
+    }
+
+    pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) -> io::Result<()> {
+        if let Some(running) = &self.running {
+            running.shared.set_call(call.as_ref().map(OwnedFd::try_clone).transpose()?);
+        }
+        self.call = call;
+        Ok(())
+    }
+
+    pub(crate) fn set_error(&mut self, error: Option<OwnedFd>) -> io::Result<()> {
+        if let Some(running) = &self.running {
+            running.shared.set_error(error.as_ref().map(OwnedFd::try_clone).transpose()?);
+        }
+        self.error = error;
+        Ok(())
+    }
+
+    pub(crate) fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+
+    /// Wakes the thread, for what it has to notice by itself.
+    pub(crate) fn nudge(&self) {
+        if let Some(running) = &self.running {
+            running.shared.wake.set();
+        }
+    }
+
+    /// Starts the thread or stops it, as the state now demands.
+    pub(crate) fn settle(&mut self, memory: &Arc<Memory>, event_idx: bool) -> Result<(), StartError> {
+        match (&self.kick, self.enabled, self.is_running()) {
+            (Some(kick), true, false) => {
+                let kick = kick.clone();
+                self.start(kick, memory, event_idx)
+            }
+            (None, _, true) | (_, false, true) => {
+                self.stop();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Stops and forgets, but for the counters. Returns the available index to go on from.
+    pub(crate) fn reset(&mut self) -> u16 {
+        self.stop();
+        let fresh = Vring::new(self.index, self.surroundings.clone(), self.counters.clone());
+        std::mem::replace(self, fresh).base
+    }
+
+    /// Stops as GET_VRING_BASE has it: the ring is no longer started, but stays enabled and where it is.
+    pub(crate) fn unstart(&mut self) -> u16 {
+        self.stop();
+        self.kick = None;
+        self.call = None;
+        self.base
+    }
+
+    fn start(&mut self, kick: Kick, memory: &Arc<Memory>, event_idx: bool) -> Result<(), StartError> {
+        let (map, _) = memory.current();
+        let ring = Ring::new(&map, self.place.ok_or(StartError::NoAddresses)?, self.size, event_idx)?;
+        let clone = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        let shared = Arc::new(Shared::new(Parts {
+            index: self.index,
+            ring,
+            base: self.base,
+            memory: memory.clone(),
+            counters: self.counters.clone(),
+            backlog: self.surroundings.backlog.clone(),
+            kick,
+            call: clone(&self.call)?,
+            error: clone(&self.error)?,
+            poll_us: self.surroundings.poll_us,
+        })?);
+        let thread = self.spawn(shared.clone())?;
+        self.surroundings.backlog.add(shared.clone());
+        self.running = Some(Running { shared, thread });
+        tracing::debug!("{}: started with {} entries from index {}", self.index, self.size, self.base);
+        Ok(())
+    }
+
+    fn spawn(&self, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+        let handler = self.surroundings.handler.clone();
+        let index = self.index;
+        thread::Builder::new().name(format!("ashore-q{}", index.0)).spawn(move || {
+            shared.set_worker();
+            handler(index, DeviceQueue::new(shared.clone()));
+            if !shared.is_stopping() {
+                tracing::error!(
+                    "{index}: its thread has ended, nothing will be served until it is started again"
+                );
+            }
+        })
+    }
+
+    fn stop(&mut self) {
+        let Some(Running { shared, thread }) = self.running.take() else { return };
+        shared.stop();
+        if thread.join().is_err() {
+            tracing::error!("{}: its thread panicked", self.index);
+        }
+        shared.drain();
+        self.surroundings.backlog.remove(&shared);
+        self.base = shared.position() as u16;
+        tracing::debug!("{}: stopped at index {}: {}", self.index, self.base, self.counters.read());
+    }
+}
+
+impl Drop for Vring {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
