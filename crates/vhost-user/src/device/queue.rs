@@ -43,12 +43,18 @@ pub struct DeviceQueue {
     map_generation: u64,
     complaints: Complaints,
     poll: AdaptivePoll,
+    /// The thread that takes is known, and its completions are announced in batches.
+    has_thread: bool,
 }
 
 impl RequestQueue for DeviceQueue {
     type Exchange = RingExchange;
 
     fn next(&mut self) -> Option<RingExchange> {
+        if !self.has_thread {
+            self.has_thread = true;
+            self.shared.set_worker();
+        }
         loop {
             self.shared.set_position(self.next);
             if self.shared.is_stopping() || self.shared.has_ended() {
@@ -76,7 +82,7 @@ impl DeviceQueue {
         let available = next as u16;
         let complaints = Complaints::default();
         shared.ring.disable_kicks();
-        DeviceQueue { shared, next, available, map, map_generation, complaints, poll }
+        DeviceQueue { shared, next, available, map, map_generation, complaints, poll, has_thread: false }
     }
 
     /// Which queue this is.

@@ -190,7 +190,6 @@ impl Vring {
         let handler = self.surroundings.handler.clone();
         let index = self.index;
         thread::Builder::new().name(format!("ashore-q{}", index.0)).spawn(move || {
-            shared.set_worker();
             handler(index, DeviceQueue::new(shared.clone()));
             if !shared.is_stopping() {
                 tracing::error!(

@@ -1,0 +1,495 @@
+//! A device and a VMM on the two ends of a socket, with the messages of a real one.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use ashore_vhost_user::device::{
+    Device, DeviceOptions, DeviceQueue, Ended, Listener, QueueIndex, RingExchange, ServeError, StopHandle,
+    Tag,
+};
+use ashore_wire::abi::OutHeader;
+use ashore_wire::seam::{Exchange, RequestQueue};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures as P};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+mod driver;
+use driver::*;
+
+const SOON: Duration = Duration::from_secs(20);
+const MOMENT: Duration = Duration::from_millis(50);
+const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
+
+type Served = JoinHandle<Result<Ended, ServeError>>;
+
+/// A device with two request queues that answers everything, and the socket of its VMM.
+fn device(
+    handler: impl Fn(QueueIndex, DeviceQueue) + Send + Sync + 'static,
+) -> (UnixStream, Served, StopHandle) {
+    let options = DeviceOptions { request_queues: 2, tag: Some(Tag::new("share").unwrap()), poll_us: 0 };
+    let device = Device::new(options, handler).unwrap();
+    let stop = device.stop_handle();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (ours, thread::spawn(move || device.serve_stream(theirs)), stop)
+}
+
+fn answer(mut exchange: RingExchange) {
+    let unique = u64::from_ne_bytes(exchange.parts().0[8..16].try_into().unwrap());
+    exchange.finish(OutHeader { len: OUT_HEADER, error: 0, unique });
+}
+
+fn answer_all(_: QueueIndex, mut queue: DeviceQueue) {
+    while let Some(exchange) = queue.next() {
+        answer(exchange);
+    }
+}
+
+/// A VMM as far as it agrees on features.
+fn greet(socket: UnixStream) -> Frontend {
+    let mut vmm = Frontend::from_stream(socket, 3);
+    vmm.set_owner().unwrap();
+    assert_eq!(vmm.get_features().unwrap(), FEATURES);
+    vmm.set_features(FEATURES).unwrap();
+    let offered = vmm.get_protocol_features().unwrap();
+    assert_eq!(offered, P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::CONFIG);
+    vmm.set_protocol_features(offered).unwrap();
+    vmm.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
+    vmm
+}
+
+fn region(memory: &Shared, guest_phys_addr: u64) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr,
+        memory_size: MEMORY_BYTES,
+        userspace_addr: memory.address(),
+        mmap_offset: 0,
+        mmap_handle: memory.file.as_raw_fd(),
+    }
+}
+
+fn event_of(fd: &std::os::fd::OwnedFd) -> EventFd {
+    // SAFETY: the duplicate belongs to nobody else.
+    unsafe { EventFd::from_raw_fd(fd.try_clone().unwrap().into_raw_fd()) }
+}
+
+fn start(vmm: &mut Frontend, index: usize, driver: &Driver) {
+    let base = driver.memory.address();
+    vmm.set_vring_num(index, driver.layout.size).unwrap();
+    let data = VringConfigData {
+        queue_max_size: driver.layout.size,
+        queue_size: driver.layout.size,
+        flags: 0,
+        desc_table_addr: base + driver.layout.descriptors,
+        used_ring_addr: base + driver.layout.used,
+        avail_ring_addr: base + driver.layout.available,
+        log_addr: None,
+    };
+    vmm.set_vring_addr(index, &data).unwrap();
+    vmm.set_vring_base(index, driver.layout.base).unwrap();
+    vmm.set_vring_call(index, &event_of(&driver.call)).unwrap();
+    vmm.set_vring_kick(index, &event_of(&driver.kick)).unwrap();
+    vmm.set_vring_enable(index, true).unwrap();
+}
+
+fn send(driver: &mut Driver, index: u16, id: u64) {
+    driver.put_request(index, &request(GETATTR, id, &[]), 16);
+    let old = driver.available;
+    driver.make_available(index);
+    driver.kick_since(old);
+}
+
+fn round_trip(driver: &mut Driver, id: u64) {
+    send(driver, 0, id);
+    assert_eq!(driver.wait_used(SOON), Some((0, 16)));
+    assert_eq!(out_header(&driver.reply(0, 16)).2, id);
+}
+
+/// A VMM with memory and three rings in it, running.
+fn running(socket: UnixStream) -> (Frontend, Arc<Shared>, Vec<Driver>) {
+    let memory = Arc::new(Shared::new(MEMORY_BYTES));
+    let mut vmm = greet(socket);
+    vmm.set_mem_table(&[region(&memory, 0)]).unwrap();
+    let offset = |index: u64| index * 65536;
+    let mut drivers: Vec<_> =
+        (0..3).map(|index| Driver::new(memory.clone(), layout(64, offset(index), true, 100))).collect();
+    drivers.iter_mut().enumerate().for_each(|(index, driver)| start(&mut vmm, index, driver));
+    (vmm, memory, drivers)
+}
+
+#[test]
+fn a_vmm_shakes_hands_runs_its_queues_and_leaves() {
+    let (socket, served, _stop) = device(answer_all);
+    let (mut vmm, _memory, mut drivers) = running(socket);
+    assert_eq!(vmm.get_queue_num().unwrap(), 3);
+    assert_eq!(vmm.get_max_mem_slots().unwrap(), 509);
+    let (_, config) = vmm.get_config(0, 44, VhostUserConfigFlags::empty(), &[0; 44]).unwrap();
+    assert_eq!((&config[..6], &config[36..]), (&b"share\0"[..], &[2, 0, 0, 0, 0, 0, 0, 0][..]));
+    for id in 0..1000 {
+        round_trip(&mut drivers[(id % 3) as usize], id);
+    }
+    let base = vmm.get_vring_base(1).unwrap();
+    assert_eq!(base, u32::from(drivers[1].available), "everything up to here has been answered");
+    drop(vmm);
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Disconnected);
+}
+
+#[test]
+fn a_queue_goes_on_where_it_was_stopped() {
+    let (socket, served, _stop) = device(answer_all);
+    let (mut vmm, _memory, mut drivers) = running(socket);
+    let driver = &mut drivers[2];
+    round_trip(driver, 1);
+    for round in 0..20 {
+        driver.layout.base = vmm.get_vring_base(2).unwrap() as u16;
+        assert_eq!(driver.layout.base, driver.available);
+        send(driver, 0, round);
+        start(&mut vmm, 2, driver);
+        assert_eq!(driver.wait_used(SOON), Some((0, 16)), "what was made available meanwhile is served");
+        vmm.set_vring_enable(2, false).unwrap();
+        send(driver, 0, round);
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(driver.used(), None, "a disabled queue does nothing");
+        vmm.set_vring_enable(2, true).unwrap();
+        assert_eq!(driver.wait_used(SOON), Some((0, 16)));
+    }
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn stopping_a_queue_waits_for_its_requests() {
+    let (sender, receiver) = mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let (socket, served, _stop) = device(move |_, mut queue| {
+        while let Some(exchange) = queue.next() {
+            sender.lock().unwrap().send(exchange).unwrap();
+        }
+    });
+    let (vmm, _memory, mut drivers) = running(socket);
+    send(&mut drivers[1], 0, 1);
+    let exchange: RingExchange = receiver.recv_timeout(SOON).unwrap();
+    let answered = Arc::new(AtomicBool::new(false));
+    let answered_too = answered.clone();
+    let other = thread::spawn(move || {
+        thread::sleep(MOMENT);
+        answered_too.store(true, Ordering::SeqCst);
+        answer(exchange);
+    });
+    vmm.get_vring_base(1).unwrap();
+    assert!(answered.load(Ordering::SeqCst));
+    assert_eq!(
+        drivers[1].used(),
+        Some((0, 16)),
+        "the reply was there before the queue was reported as stopped"
+    );
+    other.join().unwrap();
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn disconnecting_in_the_middle_lets_requests_finish_and_ends_all_threads() {
+    let running_handlers = Arc::new(AtomicUsize::new(0));
+    let count = running_handlers.clone();
+    let (socket, served, _stop) = device(move |_, mut queue| {
+        count.fetch_add(1, Ordering::SeqCst);
+        while let Some(exchange) = queue.next() {
+            thread::sleep(Duration::from_millis(5));
+            answer(exchange);
+        }
+        count.fetch_sub(1, Ordering::SeqCst);
+    });
+    let (vmm, _memory, mut drivers) = running(socket);
+    for driver in &mut drivers {
+        (0..8).for_each(|index| send(driver, 2 * index, 1));
+    }
+    thread::sleep(Duration::from_millis(7));
+    drop(vmm);
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Disconnected);
+    assert_eq!(running_handlers.load(Ordering::SeqCst), 0);
+    let answered: usize = drivers.iter_mut().map(|driver| std::iter::from_fn(|| driver.used()).count()).sum();
+    assert!((3..24).contains(&answered), "{answered} were taken, and those were answered");
+}
+
+#[test]
+fn memory_comes_and_goes_while_queues_run() {
+    let (socket, served, _stop) = device(answer_all);
+    let (mut vmm, _memory, mut drivers) = running(socket);
+    for round in 0..50 {
+        let more = Shared::new(MEMORY_BYTES);
+        let far = 1 << 40;
+        let region = region(&more, far);
+        vmm.add_mem_region(&region).unwrap();
+        assert!(vmm.add_mem_region(&region).is_err(), "it is there already");
+        let driver = &mut drivers[1];
+        more.write(4096, &request(GETATTR, round, &[]));
+        driver.set_descriptor(0, Descriptor { address: far + 4096, len: 40, flags: NEXT, next: 1 });
+        driver.set_descriptor(
+            1,
+            Descriptor { address: far + MEMORY_BYTES - 16, len: 16, flags: WRITE, next: 0 },
+        );
+        let old = driver.available;
+        driver.make_available(0);
+        driver.kick_since(old);
+        assert_eq!(driver.wait_used(SOON), Some((0, 16)));
+        assert_eq!(out_header(&more.read(MEMORY_BYTES - 16, 16)), (16, 0, round));
+        vmm.remove_mem_region(&region).unwrap();
+        assert!(vmm.remove_mem_region(&region).is_err(), "it is gone already");
+        let old = driver.available;
+        driver.make_available(0);
+        driver.kick_since(old);
+        assert_eq!(driver.wait_used(SOON), Some((0, 0)), "and so is what it held");
+        round_trip(&mut drivers[2], round);
+    }
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_buffer_may_go_from_one_region_into_the_next() {
+    let (socket, served, _stop) = device(answer_all);
+    let (mut vmm, _memory, mut drivers) = running(socket);
+    let more = Shared::new(MEMORY_BYTES);
+    vmm.add_mem_region(&region(&more, MEMORY_BYTES)).unwrap();
+    let driver = &mut drivers[1];
+    let bytes = request(GETATTR, 4, &[]);
+    driver.memory.write(MEMORY_BYTES - 13, &bytes[..13]);
+    more.write(0, &bytes[13..]);
+    driver.set_descriptor(0, Descriptor { address: MEMORY_BYTES - 13, len: 40, flags: NEXT, next: 1 });
+    driver.set_descriptor(1, Descriptor { address: DATA, len: 16, flags: WRITE, next: 0 });
+    let old = driver.available;
+    driver.make_available(0);
+    driver.kick_since(old);
+    assert_eq!(driver.wait_used(SOON), Some((0, 16)));
+    assert_eq!(out_header(&driver.memory.read(DATA, 16)), (16, 0, 4));
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_device_reset_stops_everything_and_lets_it_start_again() {
+    let (socket, served, _stop) = device(answer_all);
+    let (mut vmm, _memory, mut drivers) = running(socket);
+    round_trip(&mut drivers[1], 1);
+    vmm.reset_device().unwrap();
+    send(&mut drivers[1], 0, 2);
+    thread::sleep(MOMENT);
+    assert_eq!(drivers[1].used(), None);
+    vmm.set_features(FEATURES).unwrap();
+    drivers[1].layout.base = drivers[1].available.wrapping_sub(1);
+    start(&mut vmm, 1, &drivers[1]);
+    assert_eq!(drivers[1].wait_used(SOON), Some((0, 16)));
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_the_connection_lives() {
+    let (socket, served, _stop) = device(answer_all);
+    let (mut vmm, memory, mut drivers) = running(socket);
+    vmm.get_vring_base(0).unwrap();
+    assert!(vmm.set_features(FEATURES | 1 << 34).is_err());
+    for size in [0, 3, 32769] {
+        assert!(vmm.set_vring_num(0, size).is_err(), "{size} entries");
+    }
+    assert!(vmm.set_vring_num(1, 128).is_err(), "it is running");
+    let data = VringConfigData {
+        queue_max_size: 64,
+        queue_size: 64,
+        flags: 0,
+        desc_table_addr: memory.address() + MEMORY_BYTES - 16,
+        used_ring_addr: memory.address(),
+        avail_ring_addr: memory.address(),
+        log_addr: None,
+    };
+    vmm.set_vring_addr(0, &data).unwrap();
+    assert!(vmm.set_vring_kick(0, &event_of(&drivers[0].kick)).is_err(), "the ring is not in memory");
+    let zero = VhostUserMemoryRegionInfo { memory_size: MEMORY_BYTES * 2, ..region(&memory, 1 << 41) };
+    assert!(vmm.add_mem_region(&zero).is_err(), "the file is shorter than that");
+    round_trip(&mut drivers[1], 1);
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_vmm_that_shares_no_memory_is_told_what_to_do() {
+    let (socket, served, _stop) = device(answer_all);
+    drop(greet(socket));
+    let error = served.join().unwrap().unwrap_err();
+    assert!(error.to_string().contains("memory-backend-memfd"), "{error}");
+    assert!(error.to_string().contains("share=on"), "{error}");
+}
+
+#[test]
+fn a_vmm_that_only_asks_and_leaves_is_no_error() {
+    let (socket, served, _stop) = device(answer_all);
+    let vmm = Frontend::from_stream(socket, 3);
+    vmm.set_owner().unwrap();
+    vmm.get_features().unwrap();
+    drop(vmm);
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Disconnected);
+}
+
+#[test]
+fn garbage_on_the_socket_closes_the_connection() {
+    // Method: random bytes, and messages with valid numbers and sizes but random bodies, a thousand connections.
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20);
+    println!("SEED={seed}");
+    let mut random = Random(seed);
+    for round in 0..1000 {
+        let (mut socket, served, _stop) = device(answer_all);
+        for _ in 0..random.below(20) {
+            let sensible = round % 2 == 0;
+            let size = [0, 4, 8, 8, 8, 40, 40, 44, 256][random.below(9)];
+            let mut message = Vec::new();
+            message.extend((random.below(45) as u32).to_ne_bytes());
+            message.extend(
+                if sensible { 1u32 | (random.below(2) as u32) << 3 } else { random.next() as u32 }
+                    .to_ne_bytes(),
+            );
+            message.extend(if sensible { size as u32 } else { random.below(5000) as u32 }.to_ne_bytes());
+            let small = random.below(2) == 0;
+            message
+                .extend((0..size).map(|i| if small && i % 8 > 0 { 0 } else { random.next() as u8 & 0x1f }));
+            if socket.write_all(&message).is_err() {
+                break;
+            }
+        }
+        drop(socket);
+        let _ = served.join().expect("no panic");
+    }
+}
+
+/// A small generator, so that a seed is all there is to a run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let mixed = (self.0 ^ (self.0 >> 32)).wrapping_mul(0x9e3779b97f4a7c15);
+        mixed ^ (mixed >> 29)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+}
+
+#[test]
+fn a_device_is_stopped_from_another_thread_wherever_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = Listener::bind(directory.path().join("socket")).unwrap();
+    let device = Device::new(DeviceOptions::default(), answer_all).unwrap();
+    let stop = device.stop_handle();
+    let waiting = thread::spawn(move || device.serve(&listener));
+    thread::sleep(MOMENT);
+    stop.stop();
+    assert_eq!(waiting.join().unwrap().unwrap(), Ended::Stopped);
+
+    let (socket, served, stop) = device_again();
+    let (_vmm, _memory, mut drivers) = running(socket);
+    round_trip(&mut drivers[1], 1);
+    stop.stop();
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Stopped);
+}
+
+fn device_again() -> (UnixStream, Served, StopHandle) {
+    device(answer_all)
+}
+
+#[test]
+fn one_vmm_after_another_connects_to_the_same_listener() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = Listener::bind(&path).unwrap();
+    let device =
+        Device::new(DeviceOptions { request_queues: 2, tag: Tag::new("t").ok(), poll_us: 20 }, answer_all);
+    let device = device.unwrap();
+    let served = thread::spawn(move || {
+        let ends = [0; 3].map(|_| device.serve(&listener).unwrap());
+        (ends, device.counters())
+    });
+    for _ in 0..3 {
+        let (_vmm, _memory, mut drivers) = running(UnixStream::connect(&path).unwrap());
+        round_trip(&mut drivers[1], 1);
+    }
+    let (ends, counters) = served.join().unwrap();
+    assert_eq!(ends, [Ended::Disconnected; 3]);
+    assert_eq!((counters.len(), counters[1].requests, counters[2].requests), (3, 3, 0));
+    assert!(!path.exists(), "the socket file is removed with its listener");
+}
+
+#[test]
+fn a_mark_counts_what_waits_in_other_queues() {
+    let (sender, receiver) = mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let (release, hold) = mpsc::channel::<()>();
+    let hold = std::sync::Mutex::new(hold);
+    let (socket, served, _stop) = device(move |index, mut queue| {
+        while let Some(exchange) = queue.next() {
+            if index.0 == 1 {
+                sender.lock().unwrap().send(exchange.backlog()).unwrap();
+            } else {
+                hold.lock().unwrap().recv().unwrap();
+            }
+            answer(exchange);
+        }
+    });
+    let (vmm, _memory, mut drivers) = running(socket);
+    send(&mut drivers[2], 0, 1);
+    send(&mut drivers[2], 2, 2);
+    send(&mut drivers[1], 0, 3);
+    let backlog = receiver.recv_timeout(SOON).unwrap();
+    let mark = backlog.mark();
+    send(&mut drivers[2], 4, 4);
+    for _ in 0..2 {
+        assert!(!mark.wait(MOMENT), "two requests wait in the other queue");
+        release.send(()).unwrap();
+    }
+    assert!(mark.wait(SOON), "the third came after the mark");
+    release.send(()).unwrap();
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_queues_thread_that_panics_does_not_take_the_device_along() {
+    let (socket, served, _stop) = device(|index, mut queue| {
+        while let Some(exchange) = queue.next() {
+            assert_ne!(index.0, 1, "this panic is meant to be");
+            answer(exchange);
+        }
+    });
+    let (vmm, _memory, mut drivers) = running(socket);
+    send(&mut drivers[1], 0, 9);
+    assert_eq!(drivers[1].wait_used(SOON), Some((0, 16)));
+    assert_eq!(out_header(&drivers[1].reply(0, 16)), (16, -5, 9), "the request it had is answered with EIO");
+    round_trip(&mut drivers[2], 1);
+    drop(vmm);
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Disconnected);
+}
+
+#[test]
+fn the_frontend_may_map_any_file_it_likes() {
+    // A region of a file that cannot be mapped is refused; nothing else happens.
+    let (socket, served, _stop) = device(answer_all);
+    let mut vmm = greet(socket);
+    let null = File::open("/dev/null").unwrap();
+    let info = VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: 4096,
+        userspace_addr: 0x1000,
+        mmap_offset: 0,
+        mmap_handle: null.as_raw_fd(),
+    };
+    assert!(vmm.add_mem_region(&info).is_err());
+    drop(vmm);
+    assert!(served.join().unwrap().is_err());
+}
