@@ -15,27 +15,37 @@ const XATTR_MAX: u32 = 64 << 10;
 /// Bytes an ioctl may return.
 const IOCTL_MAX: u32 = 64 << 10;
 
-/// Does what a request asks for. Returns the header of the reply, whose body has been filled; `None` if there is
-/// no reply.
+/// What became of a request.
+pub(crate) enum Outcome {
+    /// It is to be answered with this header, whose body has been filled.
+    Answer(OutHeader),
+    /// It has no answer.
+    NoAnswer,
+    /// It would have had to wait for the disk, and was not allowed to. Nothing has been done.
+    WouldWait,
+}
+
+/// Does what a request asks for; a READ waits for the disk only if it may.
 pub(crate) fn perform<B: Payload + ReplyBody>(
     fs: &impl FileSystem,
     request: &Request<'_>,
     bulk: &mut B,
     scratch: &mut Scratch,
-) -> Option<OutHeader> {
+    may_wait: bool,
+) -> Outcome {
     let (node, caller) = (request.node, &request.caller);
     let answer = Answer { id: request.id, fs };
-    Some(match request.operation {
+    Outcome::Answer(match request.operation {
         Operation::Forget { lookups } => {
             fs.forget(node, lookups);
-            return None;
+            return Outcome::NoAnswer;
         }
         Operation::BatchForget { nodes } => {
             nodes.iter().for_each(|one| fs.forget(NodeId(one.nodeid), one.nlookup));
-            return None;
+            return Outcome::NoAnswer;
         }
         // Nothing is interrupted: what takes long is on threads of its own. No answer is allowed by the protocol.
-        Operation::Interrupt { .. } | Operation::NotifyReply { .. } => return None,
+        Operation::Interrupt { .. } | Operation::NotifyReply { .. } => return Outcome::NoAnswer,
 
         Operation::Lookup { name } => answer.entry(bulk, fs.lookup(caller, node, name)),
         Operation::Getattr { handle } => answer.attributes(bulk, fs.getattr(caller, node, handle)),
@@ -81,9 +91,11 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
         }
         Operation::Read { handle, offset, size, .. } => {
             let size = (size as usize).min(bulk.room().unwrap_or(0));
-            let read = Read { handle, offset, size, may_wait: true };
-            let came = fs.read(node, &read, bulk);
-            answer.send(bulk, came.map(Reply::InPlace))
+            let read = Read { handle, offset, size, may_wait };
+            match fs.read(node, &read, bulk) {
+                Err(Errno::EAGAIN) if !may_wait => return Outcome::WouldWait,
+                came => answer.send(bulk, came.map(Reply::InPlace)),
+            }
         }
         Operation::Write { handle, offset, size, write_flags, flags } => {
             let write = Write { handle, offset, size: size as usize, write_flags, flags };

@@ -9,8 +9,53 @@ use parking_lot::{Condvar, Mutex};
 
 /// How long a thread with nothing to do stays around.
 const IDLE_THREAD_SECONDS: u64 = 10;
+/// Syncs of one session under way at once, at most; those of one superblock share rounds and count as one.
+const MAX_SYNC_THREADS: usize = 32;
+/// Other requests of one session that wait for the disk at once, at most.
+const MAX_DISK_THREADS: usize = 32;
+/// Requests of one session that wait for a lock at once, at most.
+const MAX_LOCK_THREADS: usize = 64;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// What a request may have to wait for.
+#[derive(Clone, Copy)]
+pub(crate) enum Pool {
+    /// The disk.
+    Disk,
+    /// A lock that another process holds.
+    Locks,
+}
+
+/// The pools of one session.
+///
+/// There are several because of who waits for whom. A sync waits for changes, and changes wait for the disk: were they
+/// in one pool, syncs could fill it while the changes they wait for queue behind them. A lock may be held for ever.
+pub(crate) struct Pools {
+    /// For what waits for earlier changes: SYNCFS, FSYNC, FSYNCDIR, DESTROY.
+    pub(crate) syncs: Offload,
+    disk: Offload,
+    locks: Offload,
+}
+
+impl Default for Pools {
+    fn default() -> Pools {
+        Pools {
+            syncs: Offload::new("ashore-sync", MAX_SYNC_THREADS),
+            disk: Offload::new("ashore-disk", MAX_DISK_THREADS),
+            locks: Offload::new("ashore-locks", MAX_LOCK_THREADS),
+        }
+    }
+}
+
+impl Pools {
+    pub(crate) fn of(&self, pool: Pool) -> &Offload {
+        match pool {
+            Pool::Disk => &self.disk,
+            Pool::Locks => &self.locks,
+        }
+    }
+}
 
 /// A pool whose threads come when they are needed, up to a bound, and go when they are not.
 ///

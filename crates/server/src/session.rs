@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
+use ashore_barrier::{Barrier, Ticket};
 use ashore_wire::abi::{InitIn, OUT_HEADER_SIZE, OutHeader};
 use ashore_wire::flags::InitFlags;
 use ashore_wire::init::{self, Agreement, Implemented, Outcome};
@@ -12,14 +14,16 @@ use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Reque
 
 use crate::dispatch;
 use crate::filesystem::{FileSystem, Result};
-use crate::offload::Offload;
-use crate::sync::Syncs;
+use crate::offload::{Pool, Pools};
+use crate::sync::{Earlier, Syncs, Waiting};
 use crate::worker::Scratch;
 
-/// Threads for requests of one session that may wait for the disk (FSYNC, FALLOCATE, ...), at most.
-const MAX_OFFLOAD_THREADS: usize = 32;
+/// How long to wait for queues to come past their marks before looking whether they have been stopped.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Bytes in which `max_pages` of INIT counts.
 const PAGE_SIZE: u32 = 4096;
+
+const NEVER_ABORTED: &str = "nothing aborts the barriers of a session";
 
 /// Features the server implements whatever the file system is.
 const SERVER_FEATURES: InitFlags =
@@ -56,7 +60,11 @@ pub struct Session<F> {
     filesystem: F,
     limits: Limits,
     state: AtomicState,
-    offload: Offload,
+    /// Changes under way. Each enters when its request is taken.
+    changes: Barrier,
+    /// Those of them that threads of a pool carry on.
+    carried: Barrier,
+    pools: Pools,
     syncs: Syncs,
 }
 
@@ -67,7 +75,9 @@ impl<F: FileSystem> Session<F> {
             filesystem,
             limits,
             state: AtomicState::default(),
-            offload: Offload::new("ashore-offload", MAX_OFFLOAD_THREADS),
+            changes: Barrier::new(),
+            carried: Barrier::new(),
+            pools: Pools::default(),
             syncs: Syncs::default(),
         })
     }
@@ -92,62 +102,107 @@ impl<F: FileSystem> Session<F> {
     /// Takes one request to its answer, or hands it to a thread that will.
     pub(crate) fn handle<E: Exchange>(self: &Arc<Self>, mut exchange: E, scratch: &mut Scratch) {
         match self.begin(&mut exchange, scratch) {
-            Step::Answer(header) => exchange.finish(header),
-            Step::NoAnswer => exchange.finish_without_reply(),
-            Step::Elsewhere => {
+            // The ticket, if there is one, is dropped when the answer is on its way: the change is settled.
+            (Step::Answer(header), _ticket) => exchange.finish(header),
+            (Step::NoAnswer, _ticket) => exchange.finish_without_reply(),
+            (Step::CarryOn(pool), ticket) => {
                 let session = Arc::clone(self);
-                self.offload.submit(move || session.carry_on(exchange));
+                let tickets = ticket.map(|ticket| (ticket, self.carried.enter()));
+                self.pools.of(pool).submit(move || {
+                    session.carry_on(exchange);
+                    drop(tickets);
+                });
             }
-            Step::Sync(id, node) => {
-                let session = Arc::clone(self);
-                let answer = Box::new(move |synced| exchange.finish(empty_header(id, synced)));
-                self.syncs.request(node, answer, move |node| session.filesystem.syncfs(node));
+            (Step::AwaitEarlier, _) => {
+                let (session, earlier) = (Arc::clone(self), self.earlier(&exchange));
+                self.pools.syncs.submit(move || {
+                    session.settle([&earlier]);
+                    session.carry_on(exchange);
+                });
             }
+            (Step::Sync(id, node), _) => self.sync(exchange, id, node),
         }
     }
 
-    /// Does what can be done on the thread of a queue.
-    fn begin<E: Exchange>(&self, exchange: &mut E, scratch: &mut Scratch) -> Step {
+    /// Does what can be done on the thread of a queue. A change enters the barrier here.
+    fn begin<E: Exchange>(&self, exchange: &mut E, scratch: &mut Scratch) -> (Step, Option<Ticket>) {
         let dialect = self.state.dialect();
         let (head, bulk) = exchange.parts();
         let request = match Request::parse(head, bulk.len(), dialect.unwrap_or_default()) {
             Ok(request) => request,
-            Err(error) => return refuse(head, &error),
+            Err(error) => return (refuse(head, &error), None),
         };
-        let (id, operation) = (request.id, &request.operation);
-        if bulk.room().is_none() && has_answer(operation) {
-            tracing::warn!("{id:?} came without room for an answer and was not done");
-            return Step::NoAnswer;
+        let (id, opcode) = (request.id, request.opcode);
+        if bulk.room().is_none() && opcode.has_reply() {
+            tracing::warn!("{opcode}, {id:?}, came without room for an answer and was not done");
+            return (Step::NoAnswer, None);
         }
-        match operation {
-            Operation::Init { offer } => Step::Answer(self.init(id, offer, bulk)),
-            // Before INIT, or after the client took its leave.
-            operation if dialect.is_none() => match has_answer(operation) {
-                true => Step::Answer(error_header(id, Errno::ENOTCONN)),
-                false => Step::NoAnswer,
-            },
+        if let Operation::Init { offer } = &request.operation {
+            return (Step::Answer(self.init(id, offer, bulk)), None);
+        }
+        // Before INIT, or after the client took its leave.
+        if dialect.is_none() {
+            let refusal = error_header(id, Errno::ENOTCONN);
+            return (if opcode.has_reply() { Step::Answer(refusal) } else { Step::NoAnswer }, None);
+        }
+        let ticket = opcode.is_change().then(|| self.changes.enter());
+        let step = match &request.operation {
             Operation::Syncfs => Step::Sync(id, request.node),
-            operation if may_block(operation) => Step::Elsewhere,
-            _ => Step::from(dispatch::perform(&self.filesystem, &request, bulk, scratch)),
-        }
+            Operation::Fsync { .. } | Operation::Fsyncdir { .. } | Operation::Destroy => Step::AwaitEarlier,
+            Operation::Fallocate { .. } | Operation::CopyFileRange { .. } => Step::CarryOn(Pool::Disk),
+            Operation::Setlk { wait: true, .. } => Step::CarryOn(Pool::Locks),
+            _ => Step::from(dispatch::perform(&self.filesystem, &request, bulk, scratch, false)),
+        };
+        (step, ticket)
     }
 
-    /// Does what may block, on a thread of the pool. The head is a private copy: parsed once more it says the same.
+    /// Does what may block, on a thread of a pool. The head is a private copy: parsed once more it says the same.
     fn carry_on<E: Exchange>(&self, mut exchange: E) {
         let (head, bulk) = exchange.parts();
+        let scratch = &mut Scratch::default();
         let step = match Request::parse(head, bulk.len(), self.state.dialect().unwrap_or_default()) {
             Ok(Request { id, operation: Operation::Destroy, .. }) => {
                 Step::Answer(empty_header(id, self.take_leave()))
             }
-            Ok(request) => {
-                Step::from(dispatch::perform(&self.filesystem, &request, bulk, &mut Scratch::default()))
-            }
+            Ok(request) => Step::from(dispatch::perform(&self.filesystem, &request, bulk, scratch, true)),
             Err(error) => refuse(head, &error),
         };
         match step {
             Step::Answer(header) => exchange.finish(header),
             _ => exchange.finish_without_reply(),
         }
+    }
+
+    /// SYNCFS: joins the next round of its superblock.
+    fn sync<E: Exchange>(self: &Arc<Self>, exchange: E, id: RequestId, node: NodeId) {
+        let earlier = self.earlier(&exchange);
+        let answer = Box::new(move |synced| exchange.finish(empty_header(id, synced)));
+        let session = Arc::clone(self);
+        self.syncs.request(&self.pools.syncs, node, Waiting { earlier, answer }, move |waiting| {
+            session.settle(waiting.iter().map(|one| &one.earlier));
+            session.filesystem.syncfs(node)
+        });
+    }
+
+    /// Divides what is earlier than a request, of whichever queue, from what is later. To be called on the thread of
+    /// its queue, when it has just been taken.
+    fn earlier<E: Exchange>(&self, exchange: &E) -> Earlier {
+        Earlier { mark: exchange.backlog().mark(), cut: self.changes.cut() }
+    }
+
+    /// Waits until every change that is earlier has settled. To be called on a thread that serves no queue.
+    ///
+    /// A change that was taken before is before the cut. One that had been made available, and not taken, has been done
+    /// when its queue has come past the mark, or it is carried on by another thread and holds a ticket of `carried`. So
+    /// what is waited for beyond what is earlier is this: a change carried on by another thread that was taken while
+    /// the queues came past their marks. Nothing that a queue does itself is.
+    fn settle<'a>(&self, earlier: impl IntoIterator<Item = &'a Earlier>) {
+        for Earlier { mark, cut } in earlier {
+            // Queues come past their marks or are stopped, sooner or later; there is nothing else to do meanwhile.
+            while !mark.wait(LOOK_AGAIN) {}
+            cut.wait().expect(NEVER_ABORTED);
+        }
+        self.carried.cut().wait().expect(NEVER_ABORTED);
     }
 
     fn init(&self, id: RequestId, offer: &InitIn, body: &mut impl ReplyBody) -> OutHeader {
@@ -211,14 +266,21 @@ impl<F: FileSystem> Session<F> {
 enum Step {
     Answer(OutHeader),
     NoAnswer,
-    /// It may block, and goes on on a thread of the pool.
-    Elsewhere,
+    /// It may block, and goes on on a thread of this pool.
+    CarryOn(Pool),
+    /// It makes earlier changes stable, and has to wait for them to settle first.
+    AwaitEarlier,
+    /// It shares a round with other syncs of this superblock.
     Sync(RequestId, NodeId),
 }
 
-impl From<Option<OutHeader>> for Step {
-    fn from(header: Option<OutHeader>) -> Step {
-        header.map_or(Step::NoAnswer, Step::Answer)
+impl From<dispatch::Outcome> for Step {
+    fn from(outcome: dispatch::Outcome) -> Step {
+        match outcome {
+            dispatch::Outcome::Answer(header) => Step::Answer(header),
+            dispatch::Outcome::NoAnswer => Step::NoAnswer,
+            dispatch::Outcome::WouldWait => Step::CarryOn(Pool::Disk),
+        }
     }
 }
 
@@ -228,7 +290,7 @@ fn refuse(head: &[u8], error: &ProtocolError) -> Step {
         ProtocolError::UnknownOpcode(_) => tracing::debug!("{error}: answered with ENOSYS"),
         _ => tracing::warn!("a malformed request was refused: {error}"),
     }
-    Step::from(Request::id_of(head).map(|id| error_header(id, error.errno())))
+    Request::id_of(head).map_or(Step::NoAnswer, |id| Step::Answer(error_header(id, error.errno())))
 }
 
 fn empty_header(id: RequestId, outcome: Result<()>) -> OutHeader {
@@ -236,29 +298,6 @@ fn empty_header(id: RequestId, outcome: Result<()>) -> OutHeader {
         Ok(()) => OutHeader { len: OUT_HEADER_SIZE as u32, error: 0, unique: id.0 },
         Err(errno) => error_header(id, errno),
     }
-}
-
-fn has_answer(operation: &Operation<'_>) -> bool {
-    !matches!(
-        operation,
-        Operation::Forget { .. }
-            | Operation::BatchForget { .. }
-            | Operation::NotifyReply { .. }
-            | Operation::Interrupt { .. }
-    )
-}
-
-/// What may wait for the disk, or for another client, as long as that takes.
-fn may_block(operation: &Operation<'_>) -> bool {
-    matches!(
-        operation,
-        Operation::Fsync { .. }
-            | Operation::Fsyncdir { .. }
-            | Operation::Fallocate { .. }
-            | Operation::CopyFileRange { .. }
-            | Operation::Setlk { wait: true, .. }
-            | Operation::Destroy
-    )
 }
 
 /// Whether a client is there, and in which dialect it speaks.

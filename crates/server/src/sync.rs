@@ -12,127 +12,124 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use ashore_barrier::{Cut, GroupCommit, Round};
 use ashore_wire::NodeId;
+use ashore_wire::seam::BacklogMark;
 use parking_lot::Mutex;
 
 use crate::filesystem::Result;
 use crate::offload::Offload;
 
-/// Superblocks of one session that are synced side by side, at most; the rest wait their turn.
-const MAX_SYNC_THREADS: usize = 16;
-
-/// Tells one waiting client how its sync went.
-type Answer = Box<dyn FnOnce(Result<()>) + Send>;
-
-/// The syncs of one session.
-pub(crate) struct Syncs {
-    lanes: Arc<Mutex<HashMap<NodeId, Vec<Answer>>>>,
-    threads: Offload,
+/// What is earlier than a sync.
+pub(crate) struct Earlier {
+    /// What had been made available when it came, taken or not.
+    pub(crate) mark: Box<dyn BacklogMark>,
+    /// What had been taken.
+    pub(crate) cut: Cut,
 }
 
-impl Default for Syncs {
-    fn default() -> Syncs {
-        Syncs { lanes: Arc::default(), threads: Offload::new("ashore-sync", MAX_SYNC_THREADS) }
-    }
+/// A sync that waits for its round.
+pub(crate) struct Waiting {
+    /// What it waits for before anything else.
+    pub(crate) earlier: Earlier,
+    /// Tells the client how it went.
+    pub(crate) answer: Box<dyn FnOnce(Result<()>) + Send>,
 }
+
+/// The syncs of one session, by superblock.
+///
+/// A superblock has an entry only while a round of it is running, so a client that asks for many that are not there
+/// leaves nothing behind.
+#[derive(Default)]
+pub(crate) struct Syncs(Arc<Mutex<HashMap<NodeId, GroupCommit<Waiting>>>>);
 
 impl Syncs {
-    /// Has the superblock of `node` synced by `sync`, in a round that has not begun yet, and `answer` told. Returns
-    /// at once.
+    /// Has the superblock of `node` synced by `sync`, on a thread of `pool`, in a round that has not begun yet.
+    /// Returns at once.
     pub(crate) fn request(
         &self,
+        pool: &Offload,
         node: NodeId,
-        answer: Answer,
-        sync: impl FnMut(NodeId) -> Result<()> + Send + 'static,
+        waiting: Waiting,
+        sync: impl FnMut(&[Waiting]) -> Result<()> + Send + 'static,
     ) {
-        let mut lanes = self.lanes.lock();
-        // A lane that is there is being worked on: it is removed, under this lock, by the thread that finds it
-        // empty.
-        if let Some(waiting) = lanes.get_mut(&node) {
-            return waiting.push(answer);
+        let round = self.0.lock().entry(node).or_default().join(waiting);
+        if let Some(round) = round {
+            let syncs = Syncs(Arc::clone(&self.0));
+            pool.submit(move || syncs.run(node, round, sync));
         }
-        lanes.insert(node, vec![answer]);
-        drop(lanes);
-        let lanes = Arc::clone(&self.lanes);
-        self.threads.submit(move || rounds(&lanes, node, sync));
     }
-}
 
-fn rounds(
-    lanes: &Mutex<HashMap<NodeId, Vec<Answer>>>,
-    node: NodeId,
-    mut sync: impl FnMut(NodeId) -> Result<()>,
-) {
-    loop {
-        let waiting = {
-            let mut lanes = lanes.lock();
-            match lanes.get_mut(&node) {
-                Some(waiting) if !waiting.is_empty() => std::mem::take(waiting),
-                _ => {
-                    lanes.remove(&node);
-                    return;
-                }
+    fn run(&self, node: NodeId, first: Round<Waiting>, mut sync: impl FnMut(&[Waiting]) -> Result<()>) {
+        let mut next = Some(first);
+        while let Some(round) = next {
+            let synced = sync(round.members());
+            // Under the lock, so that nobody joins a superblock whose entry is being removed.
+            let mut superblocks = self.0.lock();
+            let (members, after) = round.finish();
+            if after.is_none() {
+                superblocks.remove(&node);
             }
-        };
-        // The waiting have been taken: whoever comes from here on belongs to the next round.
-        let synced = sync(node);
-        waiting.into_iter().for_each(|answer| answer(synced));
+            drop(superblocks);
+            members.for_each(|waiting| (waiting.answer)(synced));
+            next = after;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use ashore_barrier::Barrier;
     use ashore_wire::Errno;
+    use ashore_wire::seam::NothingWaits;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn waiting(told: &mpsc::Sender<(i32, Result<()>)>, name: i32) -> Waiting {
+        let told = told.clone();
+        let answer = Box::new(move |synced| told.send((name, synced)).unwrap());
+        Waiting { earlier: Earlier { mark: Box::new(NothingWaits), cut: Barrier::new().cut() }, answer }
+    }
 
     /// Aim: overlapping syncs share rounds. Method: the first round is held until 63 more syncs have come.
     #[test]
     fn syncs_that_come_during_a_round_share_the_next_and_all_hear_its_error() {
-        let syncs = Syncs::default();
+        let (syncs, pool) = (Syncs::default(), Offload::new("test", 4));
         let (began, begun) = mpsc::channel();
         let (release, held) = mpsc::channel::<()>();
+        let (told, answers) = mpsc::channel();
         let mut rounds = 0;
-        let mut sync = Some(move |_| {
+        syncs.request(&pool, NodeId::ROOT, waiting(&told, 0), move |members| {
             rounds += 1;
-            began.send(rounds).unwrap();
+            began.send(members.len()).unwrap();
             if rounds == 1 { held.recv().map_err(|_| Errno::EIO) } else { Err(Errno::ENOSPC) }
         });
-        let (told, answers) = mpsc::channel();
-        let mut request = |answer: i32| {
-            let told = told.clone();
-            let answer = Box::new(move |synced| told.send((answer, synced)).unwrap());
-            match sync.take() {
-                Some(sync) => syncs.request(NodeId::ROOT, answer, sync),
-                None => syncs.request(NodeId::ROOT, answer, |_| unreachable!("the lane has its own")),
-            }
-        };
-        request(0);
-        assert_eq!(begun.recv_timeout(Duration::from_secs(10)), Ok(1));
-        (1..64).for_each(request);
+        assert_eq!(begun.recv_timeout(PATIENCE), Ok(1));
+        for name in 1..64 {
+            syncs.request(&pool, NodeId::ROOT, waiting(&told, name), |_| unreachable!("it shares a round"));
+        }
         release.send(()).unwrap();
-        let results: Vec<_> =
-            (0..64).map(|_| answers.recv_timeout(Duration::from_secs(10)).unwrap()).collect();
+        let results: Vec<_> = (0..64).map(|_| answers.recv_timeout(PATIENCE).unwrap()).collect();
         assert_eq!(results[0], (0, Ok(())));
         assert!(results[1..].iter().all(|(_, synced)| *synced == Err(Errno::ENOSPC)), "{results:?}");
-        assert_eq!(begun.try_iter().collect::<Vec<_>>(), [2], "63 syncs shared one round");
+        assert_eq!(begun.try_iter().collect::<Vec<_>>(), [63], "63 syncs shared one round");
+        assert!(syncs.0.lock().is_empty(), "nothing is left behind");
     }
 
     #[test]
     fn a_superblock_is_not_held_up_by_the_sync_of_another() {
-        let syncs = Syncs::default();
+        let (syncs, pool) = (Syncs::default(), Offload::new("test", 4));
         let (release, held) = mpsc::channel::<()>();
         let (told, answers) = mpsc::channel();
-        let slow = told.clone();
-        syncs.request(NodeId(7), Box::new(move |_| slow.send(7).unwrap()), move |_| {
-            held.recv().map_err(|_| Errno::EIO)
-        });
-        syncs.request(NodeId(8), Box::new(move |_| told.send(8).unwrap()), |_| Ok(()));
-        assert_eq!(answers.recv_timeout(Duration::from_secs(10)), Ok(8));
+        let slow = move |_: &[Waiting]| held.recv().map_err(|_| Errno::EIO);
+        syncs.request(&pool, NodeId(7), waiting(&told, 7), slow);
+        syncs.request(&pool, NodeId(8), waiting(&told, 8), |_| Ok(()));
+        assert_eq!(answers.recv_timeout(PATIENCE), Ok((8, Ok(()))));
         release.send(()).unwrap();
-        assert_eq!(answers.recv_timeout(Duration::from_secs(10)), Ok(7));
+        assert_eq!(answers.recv_timeout(PATIENCE), Ok((7, Ok(()))));
     }
 }

@@ -6,33 +6,49 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ashore_server::{FileSystem, Session, Worker};
 use ashore_wire::abi::{InHeader, InitIn, OUT_HEADER_SIZE, OutHeader};
 use ashore_wire::flags::InitFlags;
-use ashore_wire::seam::{Exchange, NoRoom, Payload, ReplyBody, RequestQueue, TransferMode, head_length};
+use ashore_wire::seam::{
+    Backlog, BacklogMark, Exchange, NoRoom, Payload, ReplyBody, RequestQueue, TransferMode, head_length,
+};
 use ashore_wire::{Errno, Opcode, Request};
+use parking_lot::{Condvar, Mutex};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// How long a test waits for a reply before it fails.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A client of one session, which runs on a thread of its own.
+/// One queue of a session, served by a thread of its own.
 pub struct Loopback {
     requests: Option<Sender<LoopbackExchange>>,
     worker: Option<JoinHandle<()>>,
+    index: usize,
+    queues: Arc<Queues>,
 }
 
 impl Loopback {
-    /// Starts a worker of this session. A session may have several.
+    /// A session with one queue.
     pub fn start<F: FileSystem>(session: &Arc<Session<F>>) -> Loopback {
-        let (requests, queue) = channel();
-        let worker = Worker::new(Arc::clone(session));
-        let worker = std::thread::spawn(move || worker.run(LoopbackQueue(queue)));
-        Loopback { requests: Some(requests), worker: Some(worker) }
+        Loopback::start_queues(session, 1).remove(0)
+    }
+
+    /// A session with several queues. Each sees what waits in the others, as it must for a sync.
+    pub fn start_queues<F: FileSystem>(session: &Arc<Session<F>>, count: usize) -> Vec<Loopback> {
+        let positions = Mutex::new(vec![Position::default(); count]);
+        let queues = Arc::new(Queues { positions, moved: Condvar::new() });
+        let start = |index| {
+            let (requests, receiver) = channel();
+            let worker = Worker::new(Arc::clone(session));
+            let queue = LoopbackQueue { receiver, index, queues: Arc::clone(&queues) };
+            let worker = std::thread::spawn(move || worker.run(queue));
+            Loopback { requests: Some(requests), worker: Some(worker), index, queues: Arc::clone(&queues) }
+        };
+        (0..count).map(start).collect()
     }
 
     /// Hands over the bytes of a request as they are, with `room` bytes for the whole reply, header included.
@@ -48,7 +64,9 @@ impl Loopback {
                 answerable: room >= OUT_HEADER_SIZE,
             },
             reply: Some(reply),
+            queues: Arc::clone(&self.queues),
         };
+        self.queues.positions.lock()[self.index].made_available += 1;
         let requests = self.requests.as_ref().expect("taken only when dropped");
         requests.send(exchange).expect("the worker runs until this end is dropped");
         PendingReply(pending)
@@ -99,6 +117,11 @@ pub fn request(opcode: Opcode, node: u64, arguments: &[&[u8]]) -> Vec<u8> {
 pub struct PendingReply(Receiver<Option<Vec<u8>>>);
 
 impl PendingReply {
+    /// Whether no reply comes within `time`. A reply that does come is lost.
+    pub fn stays_out(&self, time: Duration) -> bool {
+        matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+
     /// Waits for the reply: its body, or its error. `None` if the request was given back without an answer.
     ///
     /// Panics if no answer comes: a server must never leave a client waiting.
@@ -115,13 +138,76 @@ impl PendingReply {
     }
 }
 
-struct LoopbackQueue(Receiver<LoopbackExchange>);
+/// How far the queues of one session are.
+struct Queues {
+    positions: Mutex<Vec<Position>>,
+    moved: Condvar,
+}
+
+#[derive(Clone, Default)]
+struct Position {
+    made_available: u64,
+    /// Requests taken whose taker has come back for another.
+    passed: u64,
+    taken: u64,
+}
+
+impl Queues {
+    fn come_back(&self, index: usize) {
+        let mut positions = self.positions.lock();
+        positions[index].passed = positions[index].taken;
+        self.moved.notify_all();
+    }
+}
+
+/// What had been made available in each queue.
+struct Mark {
+    queues: Arc<Queues>,
+    ends: Vec<u64>,
+}
+
+/// What waits in the queues of one session.
+struct Unseen(Arc<Queues>);
+
+impl Backlog for Unseen {
+    fn mark(&self) -> Box<dyn BacklogMark> {
+        let ends = self.0.positions.lock().iter().map(|position| position.made_available).collect();
+        Box::new(Mark { queues: Arc::clone(&self.0), ends })
+    }
+}
+
+impl Mark {
+    fn is_passed(&self, positions: &[Position]) -> bool {
+        positions.iter().zip(&self.ends).all(|(position, end)| position.passed >= *end)
+    }
+}
+
+impl BacklogMark for Mark {
+    fn passed(&self) -> bool {
+        self.is_passed(&self.queues.positions.lock())
+    }
+
+    fn wait(&self, timeout: Duration) -> bool {
+        let mut positions = self.queues.positions.lock();
+        let late = |positions: &mut Vec<Position>| !self.is_passed(positions);
+        !self.queues.moved.wait_while_for(&mut positions, late, timeout).timed_out()
+    }
+}
+
+struct LoopbackQueue {
+    receiver: Receiver<LoopbackExchange>,
+    index: usize,
+    queues: Arc<Queues>,
+}
 
 impl RequestQueue for LoopbackQueue {
     type Exchange = LoopbackExchange;
 
     fn next(&mut self) -> Option<LoopbackExchange> {
-        self.0.recv().ok()
+        self.queues.come_back(self.index);
+        let exchange = self.receiver.recv().ok()?;
+        self.queues.positions.lock()[self.index].taken += 1;
+        Some(exchange)
     }
 }
 
@@ -129,6 +215,7 @@ struct LoopbackExchange {
     head: AlignedBytes,
     bulk: LoopbackBulk,
     reply: Option<Sender<Option<Vec<u8>>>>,
+    queues: Arc<Queues>,
 }
 
 impl LoopbackExchange {
@@ -156,6 +243,10 @@ impl Exchange for LoopbackExchange {
 
     fn finish_without_reply(mut self) {
         self.answer(None);
+    }
+
+    fn backlog(&self) -> Arc<dyn Backlog> {
+        Arc::new(Unseen(Arc::clone(&self.queues)))
     }
 }
 

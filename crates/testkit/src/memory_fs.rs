@@ -28,6 +28,26 @@ pub struct MemoryFs {
     state: Mutex<State>,
     /// Calls of `syncfs`, `last_call` included.
     pub syncs: AtomicUsize,
+    hook: Box<dyn Fn(Moment) -> Result<()> + Send + Sync>,
+}
+
+/// A moment at which a test may look, wait, or make the call fail. No lock is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    /// A LOOKUP has come.
+    Lookup,
+    /// A WRITE has come, to this offset.
+    Write(u64),
+    /// A WRITE has been done.
+    Written(u64),
+    /// A FALLOCATE has come.
+    Fallocate,
+    /// A FALLOCATE has been done.
+    Allocated,
+    /// A FSYNC has come.
+    Fsync,
+    /// A sync of this superblock has come.
+    Sync(NodeId),
 }
 
 struct State {
@@ -58,11 +78,16 @@ impl Default for MemoryFs {
             next_node: NodeId::ROOT.0 + 1,
             next_handle: 1,
         };
-        MemoryFs { state: Mutex::new(state), syncs: AtomicUsize::new(0) }
+        MemoryFs { state: Mutex::new(state), syncs: AtomicUsize::new(0), hook: Box::new(|_| Ok(())) }
     }
 }
 
 impl MemoryFs {
+    /// A file system that calls `hook` at each [`Moment`], on the thread of the call, and fails if that does.
+    pub fn with_hook(hook: impl Fn(Moment) -> Result<()> + Send + Sync + 'static) -> MemoryFs {
+        MemoryFs { hook: Box::new(hook), ..Default::default() }
+    }
+
     /// Nodes that the client has looked up and not forgotten, the root left out.
     pub fn looked_up(&self) -> usize {
         self.state.lock().inodes.values().filter(|inode| inode.lookups > 0).count()
@@ -110,6 +135,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn lookup(&self, _: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        (self.hook)(Moment::Lookup)?;
         let mut state = self.state.lock();
         let node = *state.directory(parent)?.get(name.as_bytes()).ok_or(Errno::ENOENT)?;
         state.entry(node)
@@ -252,15 +278,28 @@ impl FileSystem for MemoryFs {
     }
 
     fn write(&self, _: &Caller<'_>, _: NodeId, write: &Write, payload: &mut dyn Payload) -> Result<usize> {
+        (self.hook)(Moment::Write(write.offset))?;
+        let written = self.state.lock().write(write, payload)?;
+        (self.hook)(Moment::Written(write.offset))?;
+        Ok(written)
+    }
+
+    fn fallocate(
+        &self,
+        _: &Caller<'_>,
+        _: NodeId,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        _: u32,
+    ) -> Result<()> {
+        (self.hook)(Moment::Fallocate)?;
+        let end = offset.checked_add(length).filter(|end| *end <= FILE_MAX).ok_or(Errno::EFBIG)?;
         let mut state = self.state.lock();
-        let data = state.data(write.handle)?;
-        let end = write.offset.checked_add(write.size as u64).ok_or(Errno::EFBIG)?;
-        if end > FILE_MAX {
-            return Err(Errno::EFBIG);
-        }
-        let (start, end) = (write.offset as usize, end as usize);
-        data.resize(data.len().max(end), 0);
-        Ok(payload.copy_to(&mut data[start..end]))
+        let data = state.data(handle)?;
+        data.resize(data.len().max(end as usize), 0);
+        drop(state);
+        (self.hook)(Moment::Allocated)
     }
 
     fn statfs(&self, _: NodeId) -> Result<Kstatfs> {
@@ -275,6 +314,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn fsync(&self, _: NodeId, handle: FileHandle, _: bool) -> Result<()> {
+        (self.hook)(Moment::Fsync)?;
         self.state.lock().data(handle).map(|_| ())
     }
 
@@ -285,7 +325,7 @@ impl FileSystem for MemoryFs {
     fn syncfs(&self, node: NodeId) -> Result<()> {
         self.state.lock().inode(node)?;
         self.syncs.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        (self.hook)(Moment::Sync(node))
     }
 
     fn opendir(&self, _: &Caller<'_>, node: NodeId, _: u32) -> Result<Opened> {
@@ -357,6 +397,14 @@ impl State {
             Content::Regular(data) => Ok(data),
             _ => Err(Errno::EISDIR),
         }
+    }
+
+    fn write(&mut self, write: &Write, payload: &mut dyn Payload) -> Result<usize> {
+        let data = self.data(write.handle)?;
+        let end = write.offset.checked_add(write.size as u64).filter(|end| *end <= FILE_MAX);
+        let (start, end) = (write.offset as usize, end.ok_or(Errno::EFBIG)? as usize);
+        data.resize(data.len().max(end), 0);
+        Ok(payload.copy_to(&mut data[start..end]))
     }
 
     fn entry(&mut self, node: u64) -> Result<Entry> {

@@ -81,9 +81,9 @@ opcodes! {
 }
 
 impl Opcode {
-    /// Whether the client waits for an answer. FORGET and BATCH_FORGET have none, nor has NOTIFY_REPLY.
+    /// Whether there is an answer. FORGET, BATCH_FORGET and NOTIFY_REPLY have none, and INTERRUPT only if it fails.
     pub fn has_reply(self) -> bool {
-        !matches!(self, Opcode::Forget | Opcode::BatchForget | Opcode::NotifyReply)
+        !matches!(self, Opcode::Forget | Opcode::BatchForget | Opcode::NotifyReply | Opcode::Interrupt)
     }
 
     /// Whether the operation, done well, alters the file system: a *change* in the words of the promise.

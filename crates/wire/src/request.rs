@@ -37,7 +37,9 @@ pub struct Request<'a> {
     pub node: NodeId,
     /// Who asks.
     pub caller: Caller<'a>,
-    /// What for.
+    /// What for, by its number.
+    pub opcode: Opcode,
+    /// What for, with its arguments.
     pub operation: Operation<'a>,
 }
 
@@ -210,7 +212,7 @@ impl<'a> Request<'a> {
         let payload = said.saturating_sub(head.len());
         let operation = arguments.operation(header.nodeid, payload, dialect)?;
         let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid, extensions };
-        Ok(Request { id: RequestId(header.unique), node, caller, operation })
+        Ok(Request { id: RequestId(header.unique), node, caller, opcode, operation })
     }
 
     /// The id of a request whose head may be anything; `None` without a header.

@@ -1,0 +1,265 @@
+//! SYNCFS at the server, whatever the transport and the file system: what it waits for, and what it must not.
+//!
+//! Names that begin with `s` and a number are the conformance cases of that number in `docs/testing.md`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use ashore_server::{Limits, Session};
+use ashore_testkit::loopback::{Loopback, request};
+use ashore_testkit::memory_fs::{MemoryFs, Moment};
+use ashore_wire::abi::*;
+use ashore_wire::flags::InitFlags;
+use ashore_wire::{Errno, NodeId, Opcode};
+use parking_lot::{Condvar, Mutex};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// How long something that must not happen is given to happen.
+const A_WHILE: Duration = Duration::from_millis(150);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Holds the moments it is told to hold, and remembers all.
+#[derive(Default)]
+struct Script {
+    held: Mutex<Vec<Moment>>,
+    changed: Condvar,
+    seen: Mutex<Vec<Moment>>,
+    sync_fails: AtomicBool,
+}
+
+impl Script {
+    fn hold(&self, moment: Moment) {
+        self.held.lock().push(moment);
+    }
+
+    fn release(&self, moment: Moment) {
+        self.held.lock().retain(|held| *held != moment);
+        self.changed.notify_all();
+    }
+
+    fn meet(&self, moment: Moment) -> Result<(), Errno> {
+        self.seen.lock().push(moment);
+        let mut held = self.held.lock();
+        while held.contains(&moment) {
+            assert!(!self.changed.wait_for(&mut held, PATIENCE).timed_out(), "{moment:?} was never released");
+        }
+        match moment {
+            Moment::Sync(_) if self.sync_fails.load(Ordering::SeqCst) => Err(Errno::ENOSPC),
+            _ => Ok(()),
+        }
+    }
+
+    fn saw(&self, moment: Moment) -> bool {
+        self.seen.lock().contains(&moment)
+    }
+
+    fn await_moment(&self, moment: Moment) {
+        let begun = Instant::now();
+        while !self.saw(moment) {
+            assert!(begun.elapsed() < PATIENCE, "{moment:?} never came");
+            sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+const SYNC: Moment = Moment::Sync(NodeId::ROOT);
+
+struct Served {
+    script: Arc<Script>,
+    session: Arc<Session<MemoryFs>>,
+    queues: Vec<Loopback>,
+    fh: u64,
+    node: u64,
+}
+
+fn served() -> Served {
+    let script = Arc::new(Script::default());
+    let hook = Arc::clone(&script);
+    let session = Session::new(MemoryFs::with_hook(move |moment| hook.meet(moment)), Limits::default());
+    let queues = Loopback::start_queues(&session, 4);
+    queues[0].init(InitFlags::all());
+    let arguments = CreateIn { flags: 2, mode: 0o644, ..Default::default() };
+    let reply = queues[0].call(Opcode::Create, 1, &[arguments.as_bytes(), b"file\0"]).unwrap();
+    let node = EntryOut::read_from_prefix(&reply).unwrap().0.nodeid;
+    let fh = OpenOut::read_from_prefix(&reply[128..]).unwrap().0.fh;
+    Served { script, session, queues, fh, node }
+}
+
+impl Served {
+    fn write(&self, offset: u64) -> Vec<u8> {
+        let arguments = WriteIn { fh: self.fh, offset, size: 4, ..Default::default() };
+        request(Opcode::Write, self.node, &[arguments.as_bytes(), b"data"])
+    }
+
+    fn fallocate(&self) -> Vec<u8> {
+        let arguments = FallocateIn { fh: self.fh, length: 4096, ..Default::default() };
+        request(Opcode::Fallocate, self.node, &[arguments.as_bytes()])
+    }
+
+    fn fsync(&self) -> Vec<u8> {
+        request(Opcode::Fsync, self.node, &[FsyncIn { fh: self.fh, ..Default::default() }.as_bytes()])
+    }
+}
+
+fn syncfs() -> Vec<u8> {
+    request(Opcode::Syncfs, 1, &[&[0; 8]])
+}
+
+fn getattr() -> Vec<u8> {
+    request(Opcode::Getattr, 1, &[GetattrIn::default().as_bytes()])
+}
+
+#[test]
+fn s02_the_error_of_a_sync_is_its_answer() {
+    let served = served();
+    served.script.sync_fails.store(true, Ordering::SeqCst);
+    assert_eq!(served.queues[0].submit(&syncfs(), 16).wait(), Some(Err(Errno::ENOSPC)));
+}
+
+#[test]
+fn s03_a_sync_waits_for_a_write_that_another_queue_is_doing() {
+    let served = served();
+    served.script.hold(Moment::Write(0));
+    let write = served.queues[1].submit(&served.write(0), 4096);
+    served.script.await_moment(Moment::Write(0));
+    let sync = served.queues[2].submit(&syncfs(), 16);
+    sleep(A_WHILE);
+    assert!(!served.script.saw(SYNC), "the sync went out before the write was done");
+    let other = served.queues[2].submit(&getattr(), 4096).wait();
+    assert!(other.is_some_and(|reply| reply.is_ok()), "the sync's own queue goes on");
+    served.script.release(Moment::Write(0));
+    assert_eq!(sync.wait(), Some(Ok(vec![])));
+    assert!(write.wait().unwrap().is_ok());
+    let seen = served.script.seen.lock().clone();
+    let position = |moment| seen.iter().position(|seen| *seen == moment);
+    assert!(position(Moment::Written(0)) < position(SYNC), "{seen:?}");
+}
+
+#[test]
+fn s05_a_sync_of_a_node_that_is_not_there_fails() {
+    let served = served();
+    let sync = request(Opcode::Syncfs, 4711, &[&[0; 8]]);
+    assert_eq!(served.queues[0].submit(&sync, 16).wait(), Some(Err(Errno::ESTALE)));
+}
+
+#[test]
+fn s06_a_longer_argument_that_is_not_zero_is_accepted() {
+    let served = served();
+    let sync = request(Opcode::Syncfs, 1, &[&[0xff; 32]]);
+    assert_eq!(served.queues[0].submit(&sync, 16).wait(), Some(Ok(vec![])));
+}
+
+#[test]
+fn s10_a_sync_waits_for_a_write_that_was_made_available_and_not_taken() {
+    let served = served();
+    served.script.hold(Moment::Lookup);
+    // The thread of queue 1 is busy with a request that is no change; a write waits behind it.
+    let lookup = served.queues[1].submit(&request(Opcode::Lookup, 1, &[b"file\0"]), 4096);
+    served.script.await_moment(Moment::Lookup);
+    let write = served.queues[1].submit(&served.write(7), 4096);
+    let sync = served.queues[2].submit(&syncfs(), 16);
+    sleep(A_WHILE);
+    assert!(!served.script.saw(SYNC), "the sync went out before a write that was made available earlier");
+    served.script.release(Moment::Lookup);
+    assert_eq!(sync.wait(), Some(Ok(vec![])));
+    assert!(lookup.wait().is_some() && write.wait().is_some());
+    let seen = served.script.seen.lock().clone();
+    let position = |moment| seen.iter().position(|seen| *seen == moment);
+    assert!(position(Moment::Written(7)) < position(SYNC), "{seen:?}");
+}
+
+#[test]
+fn s11_a_sync_without_room_for_its_answer_is_given_back() {
+    let served = served();
+    assert!(served.queues[0].submit(&syncfs(), 0).wait().is_none());
+    assert!(served.queues[0].submit(&syncfs(), 15).wait().is_none());
+    assert_eq!(served.queues[0].submit(&syncfs(), 16).wait(), Some(Ok(vec![])));
+}
+
+#[test]
+fn s12_a_thousand_syncs_at_once_are_all_answered_and_share_rounds() {
+    let served = served();
+    served.script.hold(SYNC);
+    let first = served.queues[0].submit(&syncfs(), 16);
+    served.script.await_moment(SYNC);
+    let pending: Vec<_> = (0..1000).map(|number| served.queues[number % 4].submit(&syncfs(), 16)).collect();
+    for queue in &served.queues {
+        assert!(queue.submit(&getattr(), 4096).wait().is_some_and(|reply| reply.is_ok()), "no queue waits");
+    }
+    let before = served.session.filesystem().syncs.load(Ordering::SeqCst);
+    served.script.release(SYNC);
+    assert_eq!(first.wait(), Some(Ok(vec![])));
+    assert!(pending.into_iter().all(|sync| sync.wait() == Some(Ok(vec![]))));
+    assert_eq!(
+        served.session.filesystem().syncs.load(Ordering::SeqCst),
+        before + 1,
+        "one more round was enough"
+    );
+}
+
+#[test]
+fn a_sync_does_not_wait_for_a_write_that_comes_later() {
+    let served = served();
+    served.script.hold(Moment::Write(0));
+    served.script.hold(Moment::Write(8));
+    let earlier = served.queues[1].submit(&served.write(0), 4096);
+    served.script.await_moment(Moment::Write(0));
+    let sync = served.queues[2].submit(&syncfs(), 16);
+    // Time for the cut to be made: a write that enters before is the slack that promise P3 allows.
+    sleep(A_WHILE);
+    let later = served.queues[3].submit(&served.write(8), 4096);
+    served.script.await_moment(Moment::Write(8));
+    served.script.release(Moment::Write(0));
+    assert_eq!(sync.wait(), Some(Ok(vec![])), "while the later write is still held");
+    assert!(!served.script.saw(Moment::Written(8)));
+    served.script.release(Moment::Write(8));
+    assert!(earlier.wait().is_some() && later.wait().is_some());
+}
+
+#[test]
+fn changes_that_other_threads_carry_on_are_waited_for_too() {
+    let served = served();
+    served.script.hold(Moment::Fallocate);
+    let allocation = served.queues[1].submit(&served.fallocate(), 4096);
+    served.script.await_moment(Moment::Fallocate);
+    let sync = served.queues[1].submit(&syncfs(), 16);
+    let fsync = served.queues[1].submit(&served.fsync(), 16);
+    sleep(A_WHILE);
+    assert!(!served.script.saw(SYNC) && !served.script.saw(Moment::Fsync));
+    served.script.release(Moment::Fallocate);
+    assert_eq!(sync.wait(), Some(Ok(vec![])));
+    assert_eq!(fsync.wait(), Some(Ok(vec![])));
+    assert_eq!(allocation.wait(), Some(Ok(vec![])));
+    let seen = served.script.seen.lock().clone();
+    let position = |moment| seen.iter().position(|seen| *seen == moment);
+    assert!(position(Moment::Allocated) < position(SYNC), "{seen:?}");
+}
+
+#[test]
+fn syncs_that_fill_their_pool_do_not_keep_out_the_changes_they_wait_for() {
+    let served = served();
+    served.script.hold(Moment::Fallocate);
+    let allocations: Vec<_> = (0..64).map(|_| served.queues[1].submit(&served.fallocate(), 4096)).collect();
+    served.script.await_moment(Moment::Fallocate);
+    let fsyncs: Vec<_> = (0..200).map(|_| served.queues[2].submit(&served.fsync(), 16)).collect();
+    sleep(A_WHILE);
+    served.script.release(Moment::Fallocate);
+    assert!(allocations.into_iter().all(|reply| reply.wait() == Some(Ok(vec![]))));
+    assert!(fsyncs.into_iter().all(|reply| reply.wait() == Some(Ok(vec![]))));
+}
+
+#[test]
+fn unmounting_waits_for_changes_under_way_and_syncs_after_them() {
+    let served = served();
+    served.script.hold(Moment::Fallocate);
+    let allocation = served.queues[1].submit(&served.fallocate(), 4096);
+    served.script.await_moment(Moment::Fallocate);
+    let destroy = served.queues[0].submit(&request(Opcode::Destroy, 0, &[]), 16);
+    sleep(A_WHILE);
+    assert!(!served.script.saw(SYNC));
+    served.script.release(Moment::Fallocate);
+    assert_eq!(destroy.wait(), Some(Ok(vec![])));
+    assert!(served.script.saw(SYNC) && allocation.wait().is_some());
+}
