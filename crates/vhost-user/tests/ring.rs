@@ -1,5 +1,7 @@
 //! A ring and its requests, driven from the other side.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
+
 use std::collections::HashSet;
 use std::io::Read;
 use std::os::fd::AsFd;

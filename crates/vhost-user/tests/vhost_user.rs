@@ -1,5 +1,7 @@
 //! A device and a VMM on the two ends of a socket, with the messages of a real one.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};

@@ -84,7 +84,6 @@ pub(crate) struct Slot {
     pub(crate) chain: u16,
     head: HeadBuffer,
     bulk: Bulk,
-    collected: ChainBytes,
 }
 
 impl Slot {
@@ -92,10 +91,9 @@ impl Slot {
     pub(crate) fn load(&mut self, ring: &Ring, map: &Arc<GuestMap>, chain: u16) -> Result<(), ChainError> {
         self.chain = chain;
         self.bulk.map = Some(map.clone());
-        let collected = self.collected.collect(ring, map, chain);
-        std::mem::swap(&mut self.collected.writable, &mut self.bulk.body);
-        self.bulk.body.split_front(OUT_HEADER_SIZE, Some(&mut self.bulk.header));
-        std::mem::swap(&mut self.collected.readable, &mut self.bulk.payload);
+        let collected = self.bulk.bytes.collect(ring, map, chain);
+        let Bulk { bytes, header, .. } = &mut self.bulk;
+        bytes.writable.split_front(OUT_HEADER_SIZE, Some(header));
         let head = self.load_head();
         collected.and(head)
     }
@@ -103,7 +101,7 @@ impl Slot {
     /// Copies the head: first the header, which says how much that is. From then on it is ours, and the rest is
     /// data.
     fn load_head(&mut self) -> Result<(), ChainError> {
-        let payload = &mut self.bulk.payload;
+        let payload = &mut self.bulk.bytes.readable;
         let bytes = payload.bytes();
         if bytes < IN_HEADER_SIZE {
             return Err(ChainError::NoHeader(bytes));
@@ -111,8 +109,9 @@ impl Slot {
         payload.copy_to(0, self.head.resize(IN_HEADER_SIZE));
         let opcode = self.opcode().unwrap_or_default();
         let length = head_length(opcode, bytes);
-        self.bulk.payload.copy_to(IN_HEADER_SIZE, &mut self.head.resize(length)[IN_HEADER_SIZE..]);
-        self.bulk.payload.split_front(length, None);
+        let payload = &mut self.bulk.bytes.readable;
+        payload.copy_to(IN_HEADER_SIZE, &mut self.head.resize(length)[IN_HEADER_SIZE..]);
+        payload.split_front(length, None);
         Ok(())
     }
 
@@ -143,7 +142,6 @@ impl Slot {
     /// Lets go of the guest's memory and of what was unusually large.
     pub(crate) fn recycle(&mut self) {
         self.head.clear();
-        self.collected.clear();
         self.bulk.clear();
     }
 }
@@ -153,23 +151,23 @@ impl Slot {
 pub struct Bulk {
     /// Keeps the pieces below mapped.
     map: Option<Arc<GuestMap>>,
-    payload: Spans,
+    /// What is left of the chain beside the two headers: the payload, and the room for a body.
+    bytes: ChainBytes,
+    /// Room for the out header, as much of it as there is.
     header: Spans,
-    body: Spans,
 }
 
 impl Bulk {
     fn clear(&mut self) {
-        self.payload.clear();
+        self.bytes.clear();
         self.header.clear();
-        self.body.clear();
         self.map = None;
     }
 }
 
 impl Payload for Bulk {
     fn len(&self) -> usize {
-        self.payload.bytes()
+        self.bytes.readable.bytes()
     }
 
     fn write_to(
@@ -179,17 +177,17 @@ impl Payload for Bulk {
         len: usize,
         mode: TransferMode,
     ) -> io::Result<usize> {
-        transfer::write_to_file(&mut self.payload, file, offset, len, mode)
+        transfer::write_to_file(&mut self.bytes.readable, file, offset, len, mode)
     }
 
     fn copy_to(&mut self, buffer: &mut [u8]) -> usize {
-        self.payload.copy_to(0, buffer)
+        self.bytes.readable.copy_to(0, buffer)
     }
 }
 
 impl ReplyBody for Bulk {
     fn room(&self) -> Option<usize> {
-        (self.header.bytes() == OUT_HEADER_SIZE).then(|| self.body.bytes())
+        (self.header.bytes() == OUT_HEADER_SIZE).then(|| self.bytes.writable.bytes())
     }
 
     fn fill(&mut self, position: usize, bytes: &[u8]) -> Result<(), NoRoom> {
@@ -197,7 +195,7 @@ impl ReplyBody for Bulk {
         if self.room().is_none_or(|room| room < end) {
             return Err(NoRoom);
         }
-        self.body.copy_from(position, bytes);
+        self.bytes.writable.copy_from(position, bytes);
         Ok(())
     }
 
@@ -208,7 +206,7 @@ impl ReplyBody for Bulk {
         len: usize,
         mode: TransferMode,
     ) -> io::Result<usize> {
-        transfer::read_from_file(&mut self.body, file, offset, len, mode)
+        transfer::read_from_file(&mut self.bytes.writable, file, offset, len, mode)
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```
 
 #![allow(dead_code, reason = "each test uses what it needs of it")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
