@@ -369,3 +369,125 @@ unsafe fn write_volatile_bytes(target: *mut u8, source: &[u8]) {
         unsafe { tail_at.add(index).write_volatile(*byte) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn region(guest: u64, pages: u64, user: u64) -> Region {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(pages * PAGE).unwrap();
+        Region::map(RegionPlace { guest, len: pages * PAGE, user }, file, 0).unwrap()
+    }
+
+    /// Pages 0 and 1, a hole, pages 3 and 4 in two regions.
+    fn map() -> GuestMap {
+        let map = GuestMap::default().with(region(3 * PAGE, 1, 0x30_0000)).unwrap();
+        map.with(region(0, 2, 0x10_0000)).unwrap().with(region(4 * PAGE, 1, 0x20_0000)).unwrap()
+    }
+
+    fn spans(map: &GuestMap, address: u64, len: u64) -> Result<Spans, OutsideMemory> {
+        let mut spans = Spans::default();
+        map.add_to(&mut spans, address, len).map(|()| spans)
+    }
+
+    #[test]
+    fn addresses_inside_are_found_and_those_outside_are_not() {
+        let map = map();
+        for (address, len, pieces) in
+            [(0, 2 * PAGE, 1), (3 * PAGE, 2 * PAGE, 2), (4 * PAGE - 1, 2, 2), (77, 0, 0)]
+        {
+            let spans = spans(&map, address, len).unwrap();
+            assert_eq!((spans.list.len(), spans.bytes() as u64), (pieces, len));
+        }
+        for (address, len) in
+            [(0, 2 * PAGE + 1), (2 * PAGE, 1), (5 * PAGE, 1), (5 * PAGE - 1, 2), (u64::MAX, 1), (1, u64::MAX)]
+        {
+            assert!(spans(&map, address, len).is_err(), "{address:#x} {len:#x}");
+        }
+        assert_eq!(map.read::<8>(5 * PAGE - 7), Err(OutsideMemory));
+        assert_eq!(map.read::<8>(u64::MAX - 3), Err(OutsideMemory));
+    }
+
+    #[test]
+    fn what_is_copied_in_comes_out_across_regions_and_at_any_alignment() {
+        let map = map();
+        for start in 0..20u64 {
+            for len in 0..40usize {
+                let at = 4 * PAGE - 20 + start;
+                let bytes: Vec<u8> = (0..len).map(|i| (i * 3 + start as usize) as u8 | 1).collect();
+                let all = spans(&map, at - 1, len as u64 + 2).unwrap();
+                all.copy_from(0, &vec![0; len + 2]);
+                assert_eq!(all.copy_from(1, &bytes), len);
+                let mut out = vec![9; len + 5];
+                assert_eq!(all.copy_to(0, &mut out), len + 2);
+                assert_eq!(out, [&[0], &bytes[..], &[0, 9, 9, 9]].concat());
+                if len >= 8 {
+                    assert_eq!(map.read::<8>(at).unwrap(), bytes[..8]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_front_of_spans_is_split_off_wherever_it_ends() {
+        let map = map();
+        for len in [0, 1, 99, 100, 101, 4096, 5000] {
+            let mut back = spans(&map, 4 * PAGE - 100, 200).unwrap();
+            let mut front = Spans::default();
+            back.split_front(len, Some(&mut front));
+            assert_eq!((front.bytes(), back.bytes()), (len.min(200), 200 - len.min(200)));
+            let sum = |spans: &Spans| spans.list.iter().map(|piece| piece.iov_len).sum::<usize>();
+            assert_eq!((sum(&front), sum(&back)), (front.bytes(), back.bytes()));
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_lent_and_given_back_whole() {
+        let map = map();
+        let mut all = spans(&map, 4 * PAGE - 100, 200).unwrap();
+        for len in [0, 1, 99, 100, 101, 199, 200, 300] {
+            let lent = all.with_prefix(len, |pieces| pieces.iter().map(|piece| piece.iov_len).sum::<usize>());
+            assert_eq!(lent, len.min(200));
+            assert_eq!(all.list.iter().map(|piece| piece.iov_len).sum::<usize>(), 200);
+        }
+    }
+
+    #[test]
+    fn regions_must_not_overlap_nor_wrap_nor_be_longer_than_their_file() {
+        let map = map();
+        assert!(matches!(map.with(region(PAGE, 1, 0x90_0000)), Err(MemoryError::Overlaps { .. })));
+        assert!(matches!(map.with(region(9 * PAGE, 1, 0x10_1000)), Err(MemoryError::Overlaps { .. })));
+        let mapped = |guest, len, user, offset| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(PAGE).unwrap();
+            Region::map(RegionPlace { guest, len, user }, file, offset).map(|_| ())
+        };
+        assert!(matches!(mapped(u64::MAX - 5, PAGE, 0, 0), Err(MemoryError::Wraps { .. })));
+        assert!(matches!(mapped(0, PAGE, u64::MAX - 5, 0), Err(MemoryError::Wraps { .. })));
+        assert!(matches!(mapped(0, PAGE, 0, u64::MAX - 5), Err(MemoryError::Wraps { .. })));
+        assert!(matches!(mapped(0, 0, 0, 0), Err(MemoryError::Wraps { .. })));
+        if !cfg!(miri) {
+            assert!(matches!(mapped(0, 2 * PAGE, 0, 0), Err(MemoryError::FileTooShort { .. })));
+            assert!(matches!(mapped(0, 100, 0, 100), Err(MemoryError::Map(_))));
+        }
+    }
+
+    #[test]
+    fn a_region_stays_mapped_for_those_who_hold_the_old_map() {
+        let memory = Memory::default();
+        memory.replace(map());
+        let (old, generation) = memory.current();
+        let place = RegionPlace { guest: 0, len: 2 * PAGE, user: 0x10_0000 };
+        memory.replace(old.without(place).unwrap());
+        assert_ne!(memory.generation(), generation);
+        assert!(memory.current().0.without(place).is_err(), "it is gone");
+        assert!(spans(&memory.current().0, 0, 1).is_err());
+        let held = spans(&old, 0, 10).unwrap();
+        assert_eq!(held.copy_from(0, b"still here"), 10);
+        assert!(old.at_user_address(0x10_1000, PAGE).is_some());
+        assert!(old.at_user_address(0x10_1000, PAGE + 1).is_none());
+    }
+}

@@ -286,7 +286,8 @@ fn malformed_chains_are_answered_where_they_can_be_and_given_back_where_not() {
 
 #[test]
 fn a_broken_ring_stops_its_queue() {
-    let broken: [(&str, fn(&mut Driver)); 3] = [
+    type Breaks = fn(&mut Driver);
+    let broken: [(&str, Breaks); 3] = [
         ("the index jumps", |driver| {
             driver.available = driver.available.wrapping_add(64);
             driver.make_available(0);

@@ -182,3 +182,65 @@ fn explain(path: &Path, error: io::Error) -> ListenError {
         _ => ListenError::Io { path, error },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not_disturbed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path).unwrap_err(), ListenError::InUse(_)));
+        assert!(listener.accept().unwrap().is_none(), "asking was no connection");
+        assert_eq!(listener.path(), Some(path.as_path()));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_successors_socket_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = Listener::bind(&path).unwrap();
+        fs::rename(&path, directory.path().join("aside")).unwrap();
+        let successor = Listener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists());
+        drop(successor);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn every_wrong_path_is_explained_in_one_sentence() {
+        let directory = tempfile::tempdir().unwrap();
+        let explained = |path: PathBuf| Listener::bind(path).unwrap_err().to_string();
+        let long = explained(directory.path().join("x".repeat(108)));
+        assert!(long.contains("bytes and the system allows 107; choose a shorter path"), "{long}");
+        let missing = explained(directory.path().join("none/socket"));
+        assert!(missing.contains("its directory does not exist"), "{missing}");
+        let file = directory.path().join("file");
+        fs::write(&file, b"data").unwrap();
+        let taken = explained(file.clone());
+        assert!(taken.contains("exists and is not a socket"), "{taken}");
+        assert_eq!(fs::read(file).unwrap(), b"data");
+        let denied = explain(Path::new("/s"), io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(denied.contains("no permission"), "{denied}");
+    }
+
+    #[test]
+    fn an_inherited_descriptor_must_listen() {
+        let directory = tempfile::tempdir().unwrap();
+        let listening = UnixListener::bind(directory.path().join("socket")).unwrap();
+        assert!(Listener::from_fd(listening.into()).unwrap().path().is_none());
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let datagram = UnixDatagram::unbound().unwrap();
+        let file = fs::File::open("/dev/null").unwrap();
+        for fd in [OwnedFd::from(stream), datagram.into(), file.into()] {
+            assert!(matches!(Listener::from_fd(fd), Err(ListenError::NotListening)));
+        }
+    }
+}

@@ -232,3 +232,92 @@ impl Ring {
 fn passes(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::RegionPlace;
+    use std::fs::File;
+
+    fn map() -> (GuestMap, File) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(65536).unwrap();
+        let place = RegionPlace { guest: 0, len: 65536, user: 0x7000_0000 };
+        let region = Region::map(place, file.try_clone().unwrap(), 0).unwrap();
+        (GuestMap::default().with(region).unwrap(), file)
+    }
+
+    const PLACE: RingPlace =
+        RingPlace { descriptors: 0x7000_0000, available: 0x7000_1000, used: 0x7000_2000 };
+
+    #[test]
+    fn an_event_is_passed_by_the_steps_that_go_over_it_and_by_no_others() {
+        // Method: every distance around the wrap, against counting.
+        for old in [0u16, 5, 65530, 65535] {
+            for distance in 0..40u16 {
+                let new = old.wrapping_add(distance);
+                for event in (0..60).map(|step| old.wrapping_add(step).wrapping_sub(10)) {
+                    let counted = (0..distance).any(|step| old.wrapping_add(step) == event);
+                    assert_eq!(passes(event, old, new), counted, "event {event}, from {old} to {new}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_ring_must_lie_in_memory_and_be_aligned() {
+        let (map, _file) = map();
+        let at = |place| Ring::new(&map, place, 64, true).map(|_| ());
+        assert_eq!(at(PLACE), Ok(()));
+        let end = 0x7000_0000 + 65536;
+        assert_eq!(
+            at(RingPlace { descriptors: end - 1008, ..PLACE }),
+            Err(RingError::Outside("descriptor table"))
+        );
+        assert_eq!(
+            at(RingPlace { available: end - 132, ..PLACE }),
+            Err(RingError::Outside("available ring"))
+        );
+        assert_eq!(at(RingPlace { used: end - 516, ..PLACE }), Err(RingError::Outside("used ring")));
+        assert_eq!(at(RingPlace { used: 0x6fff_fffc, ..PLACE }), Err(RingError::Outside("used ring")));
+        assert_eq!(at(RingPlace { used: u64::MAX - 3, ..PLACE }), Err(RingError::Outside("used ring")));
+        assert_eq!(
+            at(RingPlace { available: 0x7000_1001, ..PLACE }),
+            Err(RingError::Alignment("available ring"))
+        );
+        assert_eq!(at(RingPlace { used: 0x7000_2002, ..PLACE }), Err(RingError::Alignment("used ring")));
+        assert_eq!(at(RingPlace { used: end - 518, ..PLACE }), Err(RingError::Alignment("used ring")));
+    }
+
+    #[test]
+    fn the_size_is_a_power_of_two_up_to_32768() {
+        let good: Vec<u32> = (0..70_000).filter(|size| check_size(*size).is_ok()).collect();
+        assert_eq!(good, (0..16).map(|power| 1 << power).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn kicks_are_asked_for_in_the_way_that_was_agreed() {
+        let (map, _file) = map();
+        for event_idx in [true, false] {
+            let ring = Ring::new(&map, PLACE, 64, event_idx).unwrap();
+            ring.disable_kicks();
+            assert_eq!(ring.used_word(0).load(Ordering::Relaxed), u16::from(!event_idx));
+            assert!(!ring.enable_kicks(0));
+            assert!(ring.enable_kicks(9), "the available index is 0 and not what was expected");
+            let event = ring.used_word(ring.avail_event()).load(Ordering::Relaxed);
+            assert_eq!(
+                (event, ring.used_word(0).load(Ordering::Relaxed)),
+                (if event_idx { 9 } else { 0 }, 0)
+            );
+            ring.used_word(ring.avail_event()).store(0, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_read_as_it_is_laid_out() {
+        let words = [0x1122_3344_5566_7788, 0xaaaa_bbbb_cccc_dddd];
+        let descriptor = Descriptor::from_words(words);
+        let expected = Descriptor { address: words[0], len: 0xcccc_dddd, flags: 0xbbbb, next: 0xaaaa };
+        assert_eq!(descriptor, expected);
+    }
+}
