@@ -1,2 +1,41 @@
-//! To be filled.
-fn main() {}
+//! Tasks of this workspace, as one program that needs nothing but Rust and a Debian with apt: `cargo xtask TASK`.
+
+mod apt;
+mod guest;
+mod interrupt;
+mod kernels;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Tasks of this workspace", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the other tasks need: QEMU, a guest kernel, tools to make file systems.
+    Setup(setup::Options),
+    /// Boot a Linux guest with a shared directory at /mnt/share, and run a command or a shell in it.
+    Guest(guest::Options),
+    /// Run everything that a change is judged by.
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup(options) => setup::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Guest(options) => guest::run(&options),
+        Task::Test(options) => test::run(&options),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,98 @@
+//! Brings a machine to the point where the other tasks work. Quick and silent where nothing is missing.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use ashore_guest::{DEFAULT_KERNEL, cache};
+
+use crate::apt::Apt;
+use crate::kernels;
+
+/// A program, and the package that brings it.
+const TOOLS: [(&str, &str); 8] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("losetup", "mount"),
+    ("git", "git"),
+    ("xz", "xz-utils"),
+];
+
+const PEER: &str = "virtiofsd";
+const PEER_VERSION: &str = "1.14.0";
+const PEER_LIBRARIES: [(&str, &str); 2] =
+    [("/usr/include/cap-ng.h", "libcap-ng-dev"), ("/usr/include/seccomp.h", "libseccomp-dev")];
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Guest kernel to fetch, for example 6.12, 6.19.10 or 7.2; may be given several times
+    #[arg(long, value_name = "VERSION", default_value = DEFAULT_KERNEL)]
+    kernel: Vec<String>,
+    /// Build virtiofsd too, to compare with
+    #[arg(long)]
+    peers: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure_tools()?;
+    for version in &options.kernel {
+        let kernel = kernels::ensure(version)?;
+        println!("guest kernel {}", kernel.release());
+    }
+    if options.peers {
+        println!("{}", ensure_peer()?.display());
+    }
+    println!("everything is in place");
+    Ok(())
+}
+
+/// What a guest needs, and nothing said if it is all there.
+pub(crate) fn ensure(kernel: &str) -> Result<()> {
+    ensure_tools()?;
+    kernels::ensure(kernel).map(drop)
+}
+
+fn ensure_tools() -> Result<()> {
+    let missing = TOOLS.iter().filter(|(program, _)| find_program(program).is_none());
+    install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
+fn ensure_peer() -> Result<PathBuf> {
+    let root = cache::peers()?;
+    let program = root.join("bin").join(PEER);
+    if !program.exists() {
+        let missing = PEER_LIBRARIES.iter().filter(|(header, _)| !Path::new(header).exists());
+        install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())?;
+        eprintln!("building {PEER} {PEER_VERSION} ...");
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["install", PEER, "--version", PEER_VERSION, "--locked", "--root"]).arg(&root);
+        if !cargo.status().context("cannot start cargo: is it in PATH?")?.success() {
+            bail!("{PEER} could not be built");
+        }
+    }
+    Ok(program)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "some packages are missing; to install them run: sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
+            packages.join(" ")
+        );
+    }
+    Apt::install(packages)
+}
+
+/// Also in the folders for administrators, which are not in everybody's `PATH`.
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/bin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|file| file.is_file())
+}

@@ -1,0 +1,189 @@
+//! `cargo xtask test`: everything that a change is judged by, in the order in which it is likely to fail.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ashore_guest::DEFAULT_KERNEL;
+
+use crate::interrupt::{self, Interrupt};
+use crate::setup;
+
+/// One rung: a cargo command. Those that run tests are counted by the lines in which cargo sums them up.
+struct Step {
+    name: &'static str,
+    purpose: &'static str,
+    arguments: &'static [&'static str],
+    needs_setup: bool,
+}
+
+/// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
+/// the processors for themselves.
+const STEPS: [Step; 4] = [
+    Step {
+        name: "format",
+        purpose: "the code is formatted",
+        arguments: &["fmt", "--all", "--check"],
+        needs_setup: false,
+    },
+    Step {
+        name: "lints",
+        purpose: "clippy has nothing to say",
+        arguments: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"],
+        needs_setup: false,
+    },
+    Step {
+        name: "tests",
+        purpose: "unit, integration and documentation tests, without a guest",
+        arguments: &["test", "--workspace", "--", "--skip", "in_a_real_guest::"],
+        needs_setup: false,
+    },
+    Step {
+        name: "guests",
+        purpose: "the same promises in real guests",
+        arguments: &["test", "--package", "ashore-testkit", "--test", "guest_*", "--", "--test-threads", "2"],
+        needs_setup: true,
+    },
+];
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run only these steps, all if none is named; `--list` names them
+    #[arg(value_name = "STEP")]
+    steps: Vec<String>,
+    /// Go on after a step that failed
+    #[arg(long)]
+    keep_going: bool,
+    /// Name the steps and run none
+    #[arg(long)]
+    list: bool,
+}
+
+/// How a step went.
+struct Outcome {
+    name: &'static str,
+    succeeded: bool,
+    passed: usize,
+    failed: usize,
+    time: Duration,
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.list {
+        for step in &STEPS {
+            println!("{:8} {}", step.name, step.purpose);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let interrupt = Interrupt::catch()?;
+    let mut outcomes = Vec::new();
+    let chosen = chosen(&options.steps)?;
+    for step in &chosen {
+        let outcome = step.run()?;
+        let succeeded = outcome.succeeded;
+        outcomes.push(outcome);
+        if interrupt.is_noted() {
+            return Ok(ExitCode::from(interrupt::EXIT_CODE));
+        }
+        if !succeeded && !options.keep_going {
+            break;
+        }
+    }
+    close(&outcomes, &chosen[outcomes.len()..]);
+    let good = outcomes.iter().all(|outcome| outcome.succeeded);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Step>> {
+    if names.is_empty() {
+        return Ok(STEPS.iter().collect());
+    }
+    let find = |name: &String| STEPS.iter().find(|step| step.name == name);
+    names
+        .iter()
+        .map(|name| {
+            find(name).ok_or_else(|| anyhow!("there is no step {name}; `cargo xtask test --list` names them"))
+        })
+        .collect()
+}
+
+impl Step {
+    fn run(&self) -> Result<Outcome> {
+        println!("\n== {}: {}", self.name, self.purpose);
+        let start = Instant::now();
+        if self.needs_setup {
+            setup::ensure(DEFAULT_KERNEL)?;
+        }
+        let (succeeded, passed, failed) = self.cargo()?;
+        // A step that fails without a failed test did not get as far as its tests.
+        let failed = if succeeded { failed } else { failed.max(1) };
+        let time = start.elapsed();
+        println!("== {}: {}, {:.1} s", self.name, verdict(succeeded), time.as_secs_f64());
+        Ok(Outcome { name: self.name, succeeded, passed, failed, time })
+    }
+
+    /// Output is passed on line by line as it comes, and the lines that sum up tests are added.
+    fn cargo(&self) -> Result<(bool, usize, usize)> {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(self.arguments).stdout(Stdio::piped());
+        let mut child = cargo.spawn().context("cannot start cargo: is it in PATH?")?;
+        let output = child.stdout.take().context("the step's output was not captured")?;
+        let (mut passed, mut failed) = (0, 0);
+        for line in BufReader::new(output).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            println!("{line}");
+            if let Some(counts) = counts(&line) {
+                passed += counts.0;
+                failed += counts.1;
+            }
+        }
+        Ok((child.wait()?.success(), passed, failed))
+    }
+}
+
+/// From `test result: ok. 12 passed; 1 failed; ...`.
+fn counts(line: &str) -> Option<(usize, usize)> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |unit: &str| {
+        let part = rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(unit))?;
+        part.trim().parse().ok()
+    };
+    Some((number("passed")?, number("failed")?))
+}
+
+fn close(outcomes: &[Outcome], not_run: &[&Step]) {
+    println!("\n{:10} {:6} {:>7} {:>7} {:>9}", "step", "", "passed", "failed", "time");
+    for outcome in outcomes {
+        let seconds = format!("{:.1} s", outcome.time.as_secs_f64());
+        let Outcome { name, passed, failed, .. } = outcome;
+        println!("{name:10} {:6} {passed:>7} {failed:>7} {seconds:>9}", verdict(outcome.succeeded));
+    }
+    for step in not_run {
+        println!("{:10} not run", step.name);
+    }
+    let sum = |count: fn(&Outcome) -> usize| outcomes.iter().map(count).sum::<usize>();
+    println!("\n{} passed, {} failed", sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
+}
+
+fn verdict(succeeded: bool) -> &'static str {
+    if succeeded { "ok" } else { "FAILED" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_sums_up_is_counted_and_others_are_not() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 1 filtered out";
+        assert_eq!(counts(line), Some((12, 3)));
+        assert_eq!(counts("test reads ... ok"), None);
+    }
+
+    #[test]
+    fn an_unknown_step_is_named() {
+        let error = chosen(&["lint".into()]).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("no step lint"));
+    }
+}
