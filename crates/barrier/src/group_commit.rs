@@ -33,7 +33,10 @@ use crate::sync::{Mutex, lock};
 ///     cut.wait().unwrap();
 ///     // ... sync the host file systems here ...
 ///     let (members, after) = round.finish();
-///     for member in members { /* ... reply ... */ # let _ = member; }
+///     for member in members {
+///         // ... reply ...
+/// #       let _ = member;
+///     }
 ///     next = after;
 /// }
 /// ```

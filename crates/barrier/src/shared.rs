@@ -10,13 +10,21 @@
 //! keeps its type (the kernel's name for this is `SLAB_TYPESAFE_BY_RCU`): it makes such a thread look, under the lock,
 //! whether a bucket became empty, which is true or not whoever asks.
 
-use std::ops::Deref;
-
 #[cfg(not(any(loom, shuttle)))]
 mod imp {
+    use std::ops::Deref;
     use std::sync::{Mutex, PoisonError};
 
-    pub(crate) struct Shared<T: 'static>(pub(super) &'static T);
+    pub(crate) struct Shared<T: 'static>(&'static T);
+
+    impl<T> Deref for Shared<T> {
+        type Target = T;
+
+        #[inline(always)]
+        fn deref(&self) -> &T {
+            self.0
+        }
+    }
 
     impl<T> Clone for Shared<T> {
         #[inline(always)]
@@ -52,9 +60,18 @@ mod imp {
 #[cfg(any(loom, shuttle))]
 mod imp {
     use std::marker::PhantomData;
+    use std::ops::Deref;
     use std::sync::Arc;
 
-    pub(crate) struct Shared<T: 'static>(pub(super) Arc<T>);
+    pub(crate) struct Shared<T: 'static>(Arc<T>);
+
+    impl<T> Deref for Shared<T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.0
+        }
+    }
 
     impl<T> Clone for Shared<T> {
         fn clone(&self) -> Self {
@@ -78,12 +95,3 @@ mod imp {
 }
 
 pub(crate) use imp::{Pool, Shared};
-
-impl<T> Deref for Shared<T> {
-    type Target = T;
-
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}

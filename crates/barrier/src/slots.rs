@@ -225,22 +225,25 @@ mod index {
 #[cfg(any(loom, shuttle))]
 pub(crate) mod index {
     use super::MOST_THREADS;
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::atomic::Ordering::Relaxed;
+    use std::cell::Cell;
+
+    std::thread_local! {
+        // Of the real thread: a model runs all of its threads on one, and another test's model on another.
+        static NEXT: Cell<usize> = const { Cell::new(0) };
+    }
 
     #[cfg(loom)]
-    use loom::thread_local;
+    loom::thread_local! {
+        static INDEX: usize = NEXT.replace(NEXT.get() + 1);
+    }
+
     #[cfg(shuttle)]
-    use shuttle::thread_local;
-
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-
-    thread_local! {
-        static INDEX: usize = NEXT.fetch_add(1, Relaxed);
+    shuttle::thread_local! {
+        static INDEX: usize = NEXT.replace(NEXT.get() + 1);
     }
 
     pub(crate) fn restart(first: usize) {
-        NEXT.store(first, Relaxed);
+        NEXT.set(first);
     }
 
     pub(super) fn current() -> usize {

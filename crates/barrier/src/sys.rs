@@ -31,6 +31,7 @@ mod call {
 }
 
 #[cfg(not(all(target_os = "linux", feature = "membarrier", not(any(loom, shuttle, miri)))))]
+#[cfg_attr(any(loom, shuttle), allow(dead_code, reason = "the models have no system calls"))]
 mod call {
     use super::Refused;
 
@@ -43,4 +44,6 @@ mod call {
     }
 }
 
-pub(crate) use call::{expedite, register};
+pub(crate) use call::expedite;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use call::register;
