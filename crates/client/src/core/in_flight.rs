@@ -58,6 +58,11 @@ impl<T> InFlight<T> {
         self.requests.drain().map(|(_, pending)| pending).collect()
     }
 
+    /// All requests in flight.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.requests.values()
+    }
+
     /// Whether the connection has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended

@@ -138,15 +138,16 @@ impl InodeState {
     /// Attributes came that were asked for at `asked_at`. Returns pages of a cache that is out of date, because
     /// someone else has changed the file.
     pub(crate) fn adopt(&mut self, attr: &Attr, asked_at: u64, valid_until: Moment) -> Vec<PageId> {
-        let current = asked_at == self.version && self.is_settled();
         let (size, mtime, ctime) = (self.attr.size, mtime(&self.attr), ctime(&self.attr));
         self.attr = *attr;
-        if !current {
+        if asked_at != self.version || !self.is_settled() {
             // Older than what is known here. Without ownership the next one who asks gets newer ones.
             self.attr.size = size;
             if self.owned {
                 set_mtime(&mut self.attr, mtime);
                 set_ctime(&mut self.attr, ctime);
+            }
+            if self.owned && asked_at == self.version {
                 self.attr_valid_until = valid_until;
             }
             return Vec::new();
@@ -175,9 +176,9 @@ impl InodeState {
 
     /// Bytes were put into the page at `index`, up to `end` in the file. `true` if the page was not dirty before.
     #[inline]
-    pub(crate) fn wrote(&mut self, index: u64, end: u64, now: Moment) -> bool {
+    pub(crate) fn wrote(&mut self, index: u64, end: u64, now: impl FnOnce() -> Moment) -> bool {
         self.attr.size = self.attr.size.max(end);
-        self.dirty_since.get_or_insert(now);
+        self.dirty_since.get_or_insert_with(now);
         self.pages.set_dirty(index)
     }
 
@@ -205,20 +206,20 @@ impl InodeState {
 
     /// What must happen before the absent page at `index` can be used. A read may go on to `wanted` pages, as far
     /// as they are absent too, and never behind the end of the file.
-    pub(crate) fn missing(&mut self, index: u64, wanted: u64) -> Missing {
+    pub(crate) fn missing(&self, index: u64, wanted: u64) -> Missing {
         let server_pages = self.server_size.div_ceil(PAGE_SIZE as u64);
         if index >= server_pages {
             return Missing::Zeros;
         }
         let limit = server_pages.min(index + wanted);
-        let mut absent = |index: &u64| self.pages.lookup(*index) == super::pages::Lookup::Absent;
-        let end = (index + 1..limit).find(|index| !absent(index)).unwrap_or(limit);
+        let present = |index: &u64| self.pages.first_absent(*index..*index + 1).is_none();
+        let end = (index + 1..limit).find(present).unwrap_or(limit);
         Missing::Read(index..end.max(index + 1))
     }
 
-    /// The server has no more than `size` bytes, as a short reply to a READ has shown.
-    pub(crate) fn ended_early(&mut self, size: u64) {
-        if !self.owned && size < self.attr.size {
+    /// A READ was answered; if it was `short`, the server's file ends at `size`.
+    pub(crate) fn ended_early_if(&mut self, short: bool, size: u64) {
+        if short && !self.owned && size < self.attr.size {
             self.forget_attributes();
         }
     }
@@ -344,13 +345,6 @@ impl InodeState {
         Cut { freed, zero_tail }
     }
 
-    /// Forgets all that was not sent, because the file has neither a name nor an open handle any more.
-    pub(crate) fn discard(&mut self) -> Vec<PageId> {
-        self.times_dirty = false;
-        self.dirty_since = None;
-        self.pages.remove_range(0..u64::MAX, false)
-    }
-
     /// Whether nothing here is newer than the server's file.
     pub(crate) fn is_settled(&self) -> bool {
         self.pages.dirty() == 0 && !self.times_dirty && !self.times_wanted && self.in_flight.is_empty()
@@ -364,12 +358,6 @@ impl InodeState {
     /// A writer of the cache has seen all that was dirty; what is dirty now counts from `now`.
     pub(crate) fn dirty_again_since(&mut self, now: Moment) {
         self.dirty_since = (self.pages.dirty() > 0).then_some(now);
-    }
-
-    /// The number of links has changed, or may have.
-    pub(crate) fn names_changed(&mut self, by: i32) {
-        self.attr.nlink = self.attr.nlink.saturating_add_signed(by);
-        self.forget_attributes();
     }
 }
 
@@ -402,7 +390,7 @@ mod tests {
         if file.pages.lookup(index) == super::super::pages::Lookup::Absent {
             file.pages.insert(index, PageId(index as u32), false);
         }
-        file.wrote(index, end, Moment(1));
+        file.wrote(index, end, || Moment(1));
         file.touched(Timestamp { seconds: 7, nanoseconds: 0 });
     }
 

@@ -125,7 +125,10 @@ impl PageTable {
         let mut pages = Vec::with_capacity((run.end - run.start) as usize);
         for index in run {
             let (chunk, mask) = self.chunk_mut(index);
-            assert!(chunk.dirty & mask != 0 && chunk.writeback & mask == 0, "only a dirty page is written back");
+            assert!(
+                chunk.dirty & mask != 0 && chunk.writeback & mask == 0,
+                "only a dirty page is written back"
+            );
             chunk.dirty &= !mask;
             chunk.writeback |= mask;
             pages.push(chunk.pages[place(index).1]);
@@ -207,14 +210,14 @@ impl PageTable {
         self.first(range, |chunk| chunk.writeback | chunk.filling)
     }
 
+    /// The first place in `range` where nothing is cached, nor on its way.
+    pub(crate) fn first_absent(&self, mut range: Range<u64>) -> Option<u64> {
+        range.find(|index| !self.has(*index, |chunk| chunk.present))
+    }
+
     /// The first page in `range` that is dirty and being written at once.
     pub(crate) fn first_redirtied(&self, range: Range<u64>) -> Option<u64> {
         self.first(range, |chunk| chunk.dirty & chunk.writeback)
-    }
-
-    /// The first page in `range` that is dirty.
-    pub(crate) fn first_dirty(&self, range: Range<u64>) -> Option<u64> {
-        self.first(range, |chunk| chunk.dirty)
     }
 
     /// Behind the last page that is dirty.
@@ -236,6 +239,7 @@ impl PageTable {
     }
 
     /// Pages whose write is in flight.
+    #[cfg(test)]
     pub(crate) fn writeback(&self) -> usize {
         self.writeback
     }

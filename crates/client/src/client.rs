@@ -1,0 +1,408 @@
+//! A mount: paths, syncs, and the way to open files.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ashore_wire::abi::{GetxattrIn, GetxattrOut, SetattrIn, SetxattrIn, StatfsOut};
+use ashore_wire::flags::{OpenReplyFlags, SetattrValid};
+use ashore_wire::{Errno, Opcode};
+use parking_lot::Mutex;
+
+use crate::core::errors::Cursor;
+use crate::file::{File, OpenOptions};
+use crate::link::Link;
+use crate::metadata::{DirectoryEntry, FileSystemStatus, Metadata};
+use crate::options::{CacheMode, Options, SyncOptions};
+use crate::shell::Session;
+use crate::shell::inodes::Inode;
+use crate::shell::message::Outgoing;
+use crate::shell::names::{OpenedFile, open_flags};
+use crate::shell::patience::Patience;
+
+/// Permissions of a file that is made without any being named.
+const DEFAULT_FILE_MODE: u32 = 0o644;
+/// Bytes of an extended attribute's value, or of the list of their names, at most (as on Linux).
+const XATTR_MAX: usize = 64 << 10;
+
+/// A handle on a mounted file system.
+///
+/// Each clone is a mount handle of its own: it hears of every error once, whoever else has heard of it. When the last
+/// handle and the last [`File`] are gone, the connection ends, with a last sync.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let client = ashore_client::toy::client();
+/// client.create_dir("letters")?;
+/// client.write("letters/first", b"Dear Sir,")?;
+/// client.sync()?; // all of it is stable on the server, or this is an error
+/// assert_eq!(client.read("letters/first")?, b"Dear Sir,");
+/// client.rename("letters/first", "letters/draft")?;
+/// let names: Vec<_> = client.read_dir("letters")?.iter().map(|entry| entry.file_name()).collect();
+/// assert_eq!(names, ["draft"]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Client {
+    session: Arc<Session>,
+    /// Errors of this connection that this handle has been told.
+    heard: Mutex<Cursor>,
+}
+
+impl Client {
+    /// Greets the server at the other end of a link.
+    pub fn new(link: impl Link, options: Options) -> io::Result<Client> {
+        Client::with_link(Arc::new(link), options)
+    }
+
+    /// As [`Client::new`], for a link that is shared already.
+    pub fn with_link(link: Arc<dyn Link>, options: Options) -> io::Result<Client> {
+        let session = Session::start(link, options)?;
+        Ok(Client { session: Arc::new(session), heard: Mutex::new(Cursor::default()) })
+    }
+
+    fn mount(&self) -> &Arc<crate::shell::Mount> {
+        &self.session.mount
+    }
+
+    /// What is kept of files' data: what the options asked for, or less, if the server did not agree.
+    pub fn cache_mode(&self) -> CacheMode {
+        self.mount().agreed().cache
+    }
+
+    /// Makes everything stable that was changed before this call, by anybody, through this connection: what is
+    /// still in the cache and what is on its way included. Returns the first error that this handle has not been
+    /// told yet. Writers that go on meanwhile do not hold it up.
+    pub fn sync(&self) -> io::Result<()> {
+        self.sync_with(&SyncOptions::default())
+    }
+
+    /// As [`Client::sync`], but gives up after some time, or when told to. What was started goes on.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # let client = ashore_client::toy::client();
+    /// use std::time::Duration;
+    /// let options = ashore_client::SyncOptions { timeout: Some(Duration::from_secs(5)), ..Default::default() };
+    /// client.sync_with(&options)
+    /// # }
+    /// ```
+    pub fn sync_with(&self, options: &SyncOptions) -> io::Result<()> {
+        let since = *self.heard.lock();
+        let patience = Patience::new(options.timeout, options.cancel.clone());
+        let synced = self.mount().sync(&patience);
+        if let Err(errno) = synced
+            && errno != Errno::ENOSYS
+        {
+            return Err(errno.into());
+        }
+        let mut heard = self.heard.lock();
+        self.mount().errors.lock().tell(since, &mut heard)?;
+        synced.map_err(|_| io::Error::new(io::ErrorKind::Unsupported, SyncfsMissing))
+    }
+
+    /// Starts writing back what is dirty, and waits for nothing. Stable is none of it.
+    pub fn start_writeback(&self) {
+        self.mount().start_writeback();
+    }
+
+    /// Syncs, and takes leave of the server. Files that are still open fail from then on.
+    pub fn unmount(self) -> io::Result<()> {
+        let since = *self.heard.lock();
+        let ended = self.session.end();
+        let mut heard = self.heard.lock();
+        let told = self.mount().errors.lock().tell(since, &mut heard);
+        Ok(told.and(ended)?)
+    }
+
+    /// Opens a file to read.
+    pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        self.open_with(path, &OpenOptions::new().read(true))
+    }
+
+    /// Opens a file to read and write, made if there is none, emptied if there is one.
+    pub fn create(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        self.open_with(path, &OpenOptions::new().read(true).write(true).create(true).truncate(true))
+    }
+
+    /// Opens a file.
+    pub fn open_with(&self, path: impl AsRef<Path>, options: &OpenOptions) -> io::Result<File> {
+        let mut flags = options.flags()?;
+        let path = path.as_ref();
+        if !(options.create || options.create_new) {
+            let inode = self.mount().resolve(path, true)?;
+            return Ok(self.open_inode(&inode, flags, options)?);
+        }
+        match self.mount().resolve(path, true) {
+            Ok(_) if options.create_new => return Err(Errno::EEXIST.into()),
+            Ok(inode) => return Ok(self.open_inode(&inode, flags, options)?),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        flags |= open_flags::CREATE | if options.create_new { open_flags::EXCLUSIVE } else { 0 };
+        let (parent, name) = self.mount().resolve_parent(path)?;
+        let opened = self.mount().create(&parent, &name, flags, options.mode.unwrap_or(DEFAULT_FILE_MODE))?;
+        Ok(File::new(Arc::clone(&self.session), opened, options.clone()))
+    }
+
+    fn open_inode(&self, inode: &Arc<Inode>, flags: u32, options: &OpenOptions) -> Result<File, Errno> {
+        if inode.is_directory() {
+            return Err(Errno::EISDIR);
+        }
+        let opened = self.mount().open(inode, flags)?;
+        if !opened.flags.contains(OpenReplyFlags::KEEP_CACHE) {
+            // What others have written since the last open is to be seen now.
+            inode.lock().core.forget_attributes();
+            self.mount().drop_clean(inode);
+        }
+        self.mount().fresh_attributes(inode, None)?;
+        let file = File::new(Arc::clone(&self.session), opened, options.clone());
+        if options.truncate {
+            self.mount().set_size(inode, Some(file.handle()), 0)?;
+        }
+        Ok(file)
+    }
+
+    /// All of a file.
+    pub fn read(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut self.open(path)?, &mut content)?;
+        Ok(content)
+    }
+
+    /// Makes a file of these bytes. Errors of writing it back are returned.
+    pub fn write(&self, path: impl AsRef<Path>, content: &[u8]) -> io::Result<()> {
+        let file = self.create(path)?;
+        file.write_all_at(content, 0)?;
+        file.close()
+    }
+
+    /// Attributes of what a path leads to.
+    pub fn metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
+        let inode = self.mount().resolve(path.as_ref(), true)?;
+        Ok(Metadata(self.mount().fresh_attributes(&inode, None)?))
+    }
+
+    /// Attributes of what a path leads to, of the link if it is one.
+    pub fn symlink_metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
+        let inode = self.mount().resolve(path.as_ref(), false)?;
+        Ok(Metadata(self.mount().fresh_attributes(&inode, None)?))
+    }
+
+    /// The names in a directory, without `.` and `..`.
+    pub fn read_dir(&self, path: impl AsRef<Path>) -> io::Result<Vec<DirectoryEntry>> {
+        let opened = self.open_directory(path.as_ref())?;
+        let names = self.mount().list(&opened.handle)?.into_iter();
+        let entry = |listed: crate::shell::names::Listed| DirectoryEntry {
+            name: listed.name,
+            ino: listed.ino,
+            kind: listed.kind,
+        };
+        Ok(names.map(entry).collect())
+    }
+
+    /// Makes the names in a directory stable.
+    pub fn sync_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        let opened = self.open_directory(path.as_ref())?;
+        Ok(self.mount().fsync(&opened.inode, &opened.handle, false)?)
+    }
+
+    fn open_directory(&self, path: &Path) -> Result<OpenedFile, Errno> {
+        let inode = self.mount().resolve(path, true)?;
+        if !inode.is_directory() {
+            return Err(Errno::ENOTDIR);
+        }
+        self.mount().open(&inode, open_flags::DIRECTORY)
+    }
+
+    /// Makes a directory.
+    pub fn create_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.mount().make_directory(path.as_ref(), 0o755)?;
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        Ok(self.mount().remove(path.as_ref(), Opcode::Rmdir)?)
+    }
+
+    /// Removes the name of anything but a directory.
+    pub fn remove_file(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        Ok(self.mount().remove(path.as_ref(), Opcode::Unlink)?)
+    }
+
+    /// Renames, replacing what has the new name.
+    pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+        self.rename_with(from, to, 0)
+    }
+
+    /// Renames, with the flags of renameat2(2).
+    pub fn rename_with(&self, from: impl AsRef<Path>, to: impl AsRef<Path>, flags: u32) -> io::Result<()> {
+        Ok(self.mount().rename(from.as_ref(), to.as_ref(), flags)?)
+    }
+
+    /// Gives a file another name.
+    pub fn hard_link(&self, existing: impl AsRef<Path>, new: impl AsRef<Path>) -> io::Result<()> {
+        let inode = self.mount().resolve(existing.as_ref(), false)?;
+        Ok(self.mount().make_link(&inode, new.as_ref())?)
+    }
+
+    /// Makes a symbolic link at `path` to `target`.
+    pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> io::Result<()> {
+        self.mount().make_symlink(target.as_ref().as_os_str().as_bytes(), path.as_ref())?;
+        Ok(())
+    }
+
+    /// The target of a symbolic link.
+    pub fn read_link(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
+        let inode = self.mount().resolve(path.as_ref(), false)?;
+        Ok(PathBuf::from(OsString::from_vec(self.mount().read_link(&inode)?)))
+    }
+
+    /// Makes a pipe, a socket or a device; `mode` says which, as in mknod(2).
+    pub fn make_node(&self, path: impl AsRef<Path>, mode: u32, device: u32) -> io::Result<()> {
+        self.mount().make_node(path.as_ref(), mode, device)?;
+        Ok(())
+    }
+
+    /// Changes permissions.
+    pub fn set_mode(&self, path: impl AsRef<Path>, mode: u32) -> io::Result<()> {
+        self.set(path.as_ref(), SetattrIn { valid: SetattrValid::MODE.bits(), mode, ..Default::default() })
+    }
+
+    /// Changes owner and group, those that are given.
+    pub fn set_owner(&self, path: impl AsRef<Path>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let mut valid = SetattrValid::empty();
+        valid.set(SetattrValid::UID, uid.is_some());
+        valid.set(SetattrValid::GID, gid.is_some());
+        let (uid, gid) = (uid.unwrap_or(0), gid.unwrap_or(0));
+        self.set(path.as_ref(), SetattrIn { valid: valid.bits(), uid, gid, ..Default::default() })
+    }
+
+    /// Changes the times of access and modification, those that are given.
+    pub fn set_times(
+        &self,
+        path: impl AsRef<Path>,
+        accessed: Option<SystemTime>,
+        modified: Option<SystemTime>,
+    ) -> io::Result<()> {
+        let mut values = SetattrIn::default();
+        let mut valid = SetattrValid::empty();
+        if let Some(time) = accessed {
+            valid |= SetattrValid::ATIME;
+            (values.atime, values.atimensec) = wire_time(time);
+        }
+        if let Some(time) = modified {
+            valid |= SetattrValid::MTIME;
+            (values.mtime, values.mtimensec) = wire_time(time);
+        }
+        values.valid = valid.bits();
+        self.set(path.as_ref(), values)
+    }
+
+    fn set(&self, path: &Path, values: SetattrIn) -> io::Result<()> {
+        let inode = self.mount().resolve(path, true)?;
+        Ok(self.mount().set_attributes(&inode, values)?)
+    }
+
+    /// Space and limits of the host file system a path is on.
+    pub fn statfs(&self, path: impl AsRef<Path>) -> io::Result<FileSystemStatus> {
+        let inode = self.mount().resolve(path.as_ref(), true)?;
+        let request = Outgoing::new(Opcode::Statfs, inode.node).expect::<StatfsOut>();
+        Ok(FileSystemStatus(self.mount().call(request)?.read::<StatfsOut>()?.st))
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, path: impl AsRef<Path>, name: &str) -> io::Result<Vec<u8>> {
+        let inode = self.mount().resolve(path.as_ref(), true)?;
+        self.xattr_bytes(Outgoing::new(Opcode::Getxattr, inode.node), Some(name))
+    }
+
+    /// The names of all extended attributes.
+    pub fn xattrs(&self, path: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
+        let inode = self.mount().resolve(path.as_ref(), true)?;
+        let list = self.xattr_bytes(Outgoing::new(Opcode::Listxattr, inode.node), None)?;
+        let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        Ok(names.map(|name| OsString::from_vec(name.to_vec())).collect())
+    }
+
+    fn xattr_bytes(&self, request: Outgoing, name: Option<&str>) -> io::Result<Vec<u8>> {
+        let request = request.with(&GetxattrIn { size: XATTR_MAX as u32, padding: 0 });
+        let request = match name {
+            Some(name) => request.name(xattr_name(name)?),
+            None => request,
+        };
+        Ok(self.mount().call(request.expect_bytes(XATTR_MAX).expect::<GetxattrOut>())?.body)
+    }
+
+    /// Sets an extended attribute.
+    pub fn set_xattr(&self, path: impl AsRef<Path>, name: &str, value: &[u8]) -> io::Result<()> {
+        if value.len() > XATTR_MAX {
+            return Err(Errno::E2BIG.into());
+        }
+        let inode = self.mount().resolve(path.as_ref(), true)?;
+        let request = Outgoing::new(Opcode::Setxattr, inode.node);
+        let size = value.len() as u32;
+        let request = if self.mount().agreed().setxattr_ext {
+            request.with(&SetxattrIn { size, ..Default::default() })
+        } else {
+            request.with(&[size, 0])
+        };
+        self.mount().change_inode(&inode, request.name(xattr_name(name)?).with(value))?;
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    pub fn remove_xattr(&self, path: impl AsRef<Path>, name: &str) -> io::Result<()> {
+        let inode = self.mount().resolve(path.as_ref(), true)?;
+        let request = Outgoing::new(Opcode::Removexattr, inode.node).name(xattr_name(name)?);
+        self.mount().change_inode(&inode, request)?;
+        Ok(())
+    }
+}
+
+impl Clone for Client {
+    /// Another mount handle on the same connection. It hears of errors that nobody was told yet, and of all that
+    /// come.
+    fn clone(&self) -> Client {
+        let heard = self.mount().errors.lock().cursor();
+        Client { session: Arc::clone(&self.session), heard: Mutex::new(heard) }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("agreed", self.mount().agreed()).finish_non_exhaustive()
+    }
+}
+
+/// The server cannot be asked to make its side stable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "the server does not implement SYNCFS: it has been sent everything, but whether any of it is stable is unknown"
+)]
+pub struct SyncfsMissing;
+
+fn xattr_name(name: &str) -> Result<&[u8], Errno> {
+    let name = name.as_bytes();
+    if name.is_empty() || name.contains(&0) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(name)
+}
+
+fn wire_time(time: SystemTime) -> (u64, u32) {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => (since.as_secs(), since.subsec_nanos()),
+        Err(before) => {
+            let before = before.duration();
+            let fraction = before.subsec_nanos();
+            let seconds = before.as_secs() as i64 + i64::from(fraction > 0);
+            ((-seconds) as u64, if fraction > 0 { 1_000_000_000 - fraction } else { 0 })
+        }
+    }
+}

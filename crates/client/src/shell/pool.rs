@@ -1,0 +1,103 @@
+//! The pages of the link's memory that nobody uses.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ashore_wire::Errno;
+use parking_lot::{Condvar, Mutex};
+
+use super::patience::Patience;
+use crate::core::pages::PageId;
+
+/// The free pages. All pages there are is the bound of the cache.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    free: Mutex<Vec<PageId>>,
+    freed: Condvar,
+    total: usize,
+}
+
+impl Pool {
+    /// All of the link's pages, free.
+    pub(crate) fn new(total: usize) -> Pool {
+        let pages = (0..total as u32).rev().map(PageId).collect();
+        Pool { free: Mutex::new(pages), freed: Condvar::new(), total }
+    }
+
+    /// Pages there are, free or not.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Pages that are free.
+    pub(crate) fn free(&self) -> usize {
+        self.free.lock().len()
+    }
+
+    /// One page.
+    pub(crate) fn take_one(&self) -> Option<PageId> {
+        self.free.lock().pop()
+    }
+
+    /// So many pages, or none at all: two who wait for each other's rest would wait for ever.
+    pub(crate) fn take(&self, count: usize) -> Option<Vec<PageId>> {
+        let mut free = self.free.lock();
+        let rest = free.len().checked_sub(count)?;
+        Some(free.split_off(rest))
+    }
+
+    /// Pages come back. Neither server nor cache may touch them any more.
+    pub(crate) fn give(&self, pages: impl IntoIterator<Item = PageId>) {
+        let mut free = self.free.lock();
+        free.extend(pages);
+        debug_assert!(free.len() <= self.total, "no page is given back twice");
+        drop(free);
+        self.freed.notify_all();
+    }
+
+    /// Waits until so many pages are free.
+    pub(crate) fn wait_for(&self, count: usize, patience: &Patience) -> Result<(), Errno> {
+        let mut free = self.free.lock();
+        while free.len() < count {
+            patience.wait(&self.freed, &mut free)?;
+        }
+        Ok(())
+    }
+}
+
+/// A number that may not go above a limit: WRITEs of the cache in flight.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    used: Mutex<usize>,
+    released: Condvar,
+    limit: AtomicUsize,
+}
+
+impl Slots {
+    /// So many at a time.
+    pub(crate) fn new(limit: usize) -> Slots {
+        Slots { used: Mutex::new(0), released: Condvar::new(), limit: AtomicUsize::new(limit.max(1)) }
+    }
+
+    /// The server wants fewer. Said before the first place is taken.
+    pub(crate) fn lower_limit(&self, limit: usize) {
+        self.limit.fetch_min(limit.max(1), Ordering::Relaxed);
+    }
+
+    /// Takes a place, waiting for one. It is given back by [`Slots::release`].
+    pub(crate) fn acquire(&self, patience: &Patience) -> Result<(), Errno> {
+        let mut used = self.used.lock();
+        while *used >= self.limit.load(Ordering::Relaxed) {
+            patience.wait(&self.released, &mut used)?;
+        }
+        *used += 1;
+        Ok(())
+    }
+
+    /// Gives a place back.
+    pub(crate) fn release(&self) {
+        let mut used = self.used.lock();
+        *used = used.checked_sub(1).expect("a place is given back once");
+        drop(used);
+        self.released.notify_one();
+    }
+}

@@ -1,0 +1,287 @@
+//! Writing back: dirty pages go to the server in runs.
+//!
+//! This file and [`super::connection`] hold the two orders that carry everything. Here: [`Mount::send_next_run`]
+//! enters the barrier before the pages stop being dirty. There: a ticket is dropped after the result was recorded.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ashore_barrier::Ticket;
+use ashore_wire::abi::{AttrOut, SetattrIn, WriteIn, WriteOut};
+use ashore_wire::flags::{SetattrValid, WriteFlags};
+use ashore_wire::{Errno, Opcode};
+use parking_lot::MutexGuard;
+
+use super::Mount;
+use super::flusher::Chore;
+use super::inodes::{Inode, Locked, OpenHandle};
+use super::message::{Answer, Outgoing, Segment};
+use super::patience::Patience;
+use crate::core::inode::{Run, Serial};
+use crate::core::pages::PAGE_SIZE;
+
+/// What to do about a closed gate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IfGated {
+    /// Wait until it opens.
+    Wait,
+    /// Leave the inode for later.
+    Skip,
+}
+
+/// A run in flight, and what it holds until it is answered.
+pub(crate) struct SentRun {
+    inode: Arc<Inode>,
+    handle: Arc<OpenHandle>,
+    run: Run,
+    /// Bytes the server has taken already, in answers that were short.
+    taken: usize,
+}
+
+impl Mount {
+    /// Starts writing back all pages of `range` that are dirty now, those being written right now included: their
+    /// writes are answered before they are sent again. When this returns, each of them has entered the barrier, and
+    /// so have the times. Pages dirtied meanwhile may be left out, so that an endless writer holds up nobody.
+    pub(crate) fn flush_inode(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        patience: &Patience,
+    ) -> Result<(), Errno> {
+        self.start_runs(inode, range.clone(), IfGated::Wait, patience)?;
+        self.finish_redirtied(inode, range, patience)
+    }
+
+    /// Starts writing back what is dirty in `range`, once from its start to its end. `false` if something is left:
+    /// the gate was closed, or a page is being written as it was before it was written to again.
+    pub(crate) fn start_runs(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        gated: IfGated,
+        patience: &Patience,
+    ) -> Result<bool, Errno> {
+        let end = range.end.min(inode.lock().core.pages.dirty_end());
+        let mut next = range.start;
+        while next < end {
+            if inode.lock().core.pages.next_run(next..end, 1).is_none() {
+                break;
+            }
+            self.slots.acquire(patience)?;
+            let mut locked = inode.lock();
+            while !locked.core.may_write_back() && gated == IfGated::Wait {
+                if let Err(errno) = patience.wait(&inode.changed, &mut locked) {
+                    self.slots.release();
+                    return Err(errno);
+                }
+            }
+            match self.send_next_run(inode, locked, next..end) {
+                Some(sent_up_to) => next = sent_up_to,
+                None => {
+                    self.slots.release();
+                    break;
+                }
+            }
+        }
+        let locked = inode.lock();
+        Ok(locked.core.pages.next_run(next..end, 1).is_none()
+            && locked.core.pages.first_redirtied(range.start..end).is_none())
+    }
+
+    /// Sends the pages that were being written when [`Mount::start_runs`] came by, and were dirty again.
+    fn finish_redirtied(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        patience: &Patience,
+    ) -> Result<(), Errno> {
+        let mut locked = inode.lock();
+        let end = range.end.min(locked.core.pages.dirty_end());
+        let mut next = range.start;
+        while let Some(index) = locked.core.pages.first_redirtied(next..end) {
+            while locked.core.pages.first_redirtied(index..index + 1).is_some() {
+                patience.wait(&inode.changed, &mut locked)?;
+            }
+            drop(locked);
+            // Its neighbours were most likely answered with it, so this goes to the end in one pass.
+            self.start_runs(inode, index..end, IfGated::Wait, patience)?;
+            next = index + 1;
+            locked = inode.lock();
+        }
+        Ok(())
+    }
+
+    /// Takes the next run of dirty pages and sends it. The caller has a place in [`Mount::slots`], which goes with
+    /// the run. Returns where the run ended.
+    fn send_next_run(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        mut locked: MutexGuard<'_, Locked>,
+        range: Range<u64>,
+    ) -> Option<u64> {
+        let Some(handle) = locked.write_handles.last().cloned() else {
+            // Closing a file writes its pages back first. Should that ever be wrong, a sync must not say otherwise.
+            tracing::error!("{}: dirty, and open for writing nowhere", inode.node);
+            self.errors.lock().record(Errno::EIO);
+            return None;
+        };
+        // First order: enter before the page stops being dirty. A sync that sees the page clean finds it in the
+        // barrier.
+        let ticket = self.barrier.enter();
+        let run = locked.core.begin_run(range, self.agreed().write_pages)?;
+        drop(locked);
+        self.dirty_pages.fetch_sub(run.pages.len(), Ordering::Relaxed);
+        self.writeback_pages.fetch_add(run.pages.len(), Ordering::Relaxed);
+        let end = run.indices.end;
+        self.send_run(SentRun { inode: Arc::clone(inode), handle, run, taken: 0 }, ticket);
+        Some(end)
+    }
+
+    /// Sends what the server has not yet taken of a run.
+    pub(crate) fn send_run(self: &Arc<Self>, sent: SentRun, ticket: Ticket) {
+        let request = sent.request();
+        let mount = Arc::clone(self);
+        self.send(request, Some(ticket), Box::new(move |answer| mount.run_answered(sent, answer)));
+    }
+
+    fn run_answered(self: &Arc<Self>, mut sent: SentRun, answer: Result<Answer, Errno>) {
+        let skipped = sent.skipped();
+        let result = match answer
+            .and_then(|answer| answer.read::<WriteOut>())
+            .map(|out| skipped + out.size as usize)
+        {
+            Ok(taken) if taken == sent.run.length => Ok(()),
+            Ok(taken) if taken > sent.taken && taken < sent.run.length => {
+                // The host took a part. The rest is the same change: it is sent on, under a ticket of its own that
+                // is entered before the first one goes.
+                sent.taken = taken;
+                self.chores.push(Chore::SendOn(sent, self.barrier.enter()));
+                return;
+            }
+            Ok(_) => Err(Errno::EIO),
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = result {
+            tracing::warn!("{}: data at {} was not written: {errno}", sent.inode.node, sent.run.offset);
+            self.errors.lock().record(errno);
+        }
+        let mut locked = sent.inode.lock();
+        locked.core.run_answered(&sent.run, result);
+        self.writeback_pages.fetch_sub(sent.run.pages.len(), Ordering::Relaxed);
+        if locked.core.times_due() {
+            self.chores.push(Chore::SendTimes(Arc::clone(&sent.inode)));
+        }
+        self.maybe_off_dirty_list(&sent.inode, &mut locked);
+        drop(locked);
+        sent.inode.changed.notify_all();
+        self.slots.release();
+        self.ease_pressure();
+    }
+
+    /// The times of this inode are to be sent once no write of it is in flight. They enter the barrier now.
+    pub(crate) fn want_times(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let mut locked = inode.lock();
+        if locked.times.is_some() || !locked.core.times_behind() {
+            return;
+        }
+        let ticket = self.barrier.enter();
+        let serial = locked.core.begin_change();
+        locked.times = Some((ticket, serial));
+        locked.core.want_times();
+        let due = locked.core.times_due();
+        drop(locked);
+        if due {
+            self.send_times(inode);
+        }
+    }
+
+    /// Sends the times, if they are wanted and nothing is in the way.
+    pub(crate) fn send_times(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let mut locked = inode.lock();
+        if !locked.core.times_due() {
+            return;
+        }
+        let (ticket, serial) = locked.times.take().expect("they were wanted with a ticket");
+        let (mtime, ctime) = locked.core.take_times();
+        let handle = locked.write_handles.last().cloned();
+        drop(locked);
+        inode.changed.notify_all();
+        let mut valid = SetattrValid::MTIME | SetattrValid::CTIME;
+        if handle.is_some() {
+            valid |= SetattrValid::FH;
+        }
+        let values = SetattrIn {
+            valid: valid.bits(),
+            fh: handle.as_ref().map_or(0, |handle| handle.handle.0),
+            mtime: mtime.seconds,
+            mtimensec: mtime.nanoseconds,
+            ctime: ctime.seconds,
+            ctimensec: ctime.nanoseconds,
+            ..Default::default()
+        };
+        let request = Outgoing::new(Opcode::Setattr, inode.node).with(&values).expect::<AttrOut>();
+        let (mount, held) = (Arc::clone(self), Arc::clone(inode));
+        let answered = Box::new(move |answer: Result<Answer, Errno>| {
+            mount.times_answered(
+                &held,
+                serial,
+                answer.and_then(|answer| answer.read::<AttrOut>()).map(|_| ()),
+            );
+            drop(handle);
+        });
+        self.send(request, Some(ticket), answered);
+    }
+
+    fn times_answered(&self, inode: &Arc<Inode>, serial: Serial, result: Result<(), Errno>) {
+        let mut locked = inode.lock();
+        if let Err(errno) = result {
+            tracing::warn!("{}: times were not stored: {errno}", inode.node);
+            self.errors.lock().record(errno);
+            locked.core.times_failed(errno);
+        }
+        locked.core.end_change(serial);
+        self.maybe_off_dirty_list(inode, &mut locked);
+        drop(locked);
+        inode.changed.notify_all();
+    }
+
+    /// Waits until every change of this inode that has begun before now is settled.
+    pub(crate) fn wait_settled(&self, inode: &Inode, patience: &Patience) -> Result<(), Errno> {
+        let mut locked = inode.lock();
+        let cut = locked.core.cut_here();
+        while !locked.core.settled_before(cut) {
+            patience.wait(&inode.changed, &mut locked)?;
+        }
+        Ok(())
+    }
+}
+
+impl SentRun {
+    /// Bytes left out of the next request. A short answer need not end at a page, but the data of a WRITE starts
+    /// with one: the rest is sent from the page it is in, and a few bytes twice, which changes nothing.
+    fn skipped(&self) -> usize {
+        self.taken / PAGE_SIZE * PAGE_SIZE
+    }
+
+    fn request(&self) -> Outgoing {
+        let skipped = self.skipped();
+        let first = skipped / PAGE_SIZE;
+        let length = self.run.length - skipped;
+        let write = WriteIn {
+            fh: self.handle.handle.0,
+            offset: self.run.offset + skipped as u64,
+            size: length as u32,
+            write_flags: WriteFlags::CACHE.bits(),
+            ..Default::default()
+        };
+        let mut left = length;
+        let mut payload = Vec::with_capacity(self.run.pages.len() - first);
+        for page in &self.run.pages[first..] {
+            let here = left.min(PAGE_SIZE);
+            payload.push(Segment { page: *page, length: here as u32 });
+            left -= here;
+        }
+        Outgoing::new(Opcode::Write, self.inode.node).with(&write).payload(payload).expect::<WriteOut>()
+    }
+}
