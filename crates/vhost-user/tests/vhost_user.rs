@@ -323,14 +323,35 @@ fn what_makes_no_sense_is_refused_and_the_connection_lives() {
 #[test]
 fn a_vmm_that_shares_no_memory_is_told_what_to_do() {
     let (socket, served, _stop) = device(answer_all);
-    drop(greet(socket));
+    let vmm = greet(socket);
+    vmm.set_features(FEATURES).unwrap();
+    drop(vmm);
     let error = served.join().unwrap().unwrap_err();
     assert!(error.to_string().contains("memory-backend-memfd"), "{error}");
     assert!(error.to_string().contains("share=on"), "{error}");
 }
 
 #[test]
+fn a_vmm_whose_memory_is_a_copy_is_told_what_to_do() {
+    // Method: the rings are in memory that the device has, and the driver writes to other memory.
+    let (socket, served, _stop) = device(answer_all);
+    let (vmm, _memory, mut drivers) = running(socket);
+    drivers[1].memory = Arc::new(Shared::new(MEMORY_BYTES));
+    for _ in 0..3 {
+        send(&mut drivers[1], 0, 1);
+        ring(&drivers[1].kick);
+        thread::sleep(MOMENT);
+    }
+    drop(vmm);
+    let error = served.join().unwrap().unwrap_err();
+    assert!(error.to_string().contains("share=on"), "{error}");
+}
+
+#[test]
 fn a_vmm_that_only_asks_and_leaves_is_no_error() {
+    let (socket, served, _stop) = device(answer_all);
+    drop(greet(socket));
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Disconnected);
     let (socket, served, _stop) = device(answer_all);
     let vmm = Frontend::from_stream(socket, 3);
     vmm.set_owner().unwrap();
@@ -493,5 +514,5 @@ fn the_frontend_may_map_any_file_it_likes() {
     };
     assert!(vmm.add_mem_region(&info).is_err());
     drop(vmm);
-    assert!(served.join().unwrap().is_err());
+    assert_eq!(served.join().unwrap().unwrap(), Ended::Disconnected);
 }

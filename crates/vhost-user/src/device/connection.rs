@@ -59,7 +59,10 @@ pub(crate) struct Connection {
     memory: Arc<Memory>,
     vrings: Vec<Vring>,
     features: u64,
-    features_set: bool,
+    /// Protocol features were agreed, which is the end of the introduction.
+    introduced: bool,
+    /// The VMM went on to start the device.
+    started: bool,
 }
 
 impl Connection {
@@ -71,13 +74,22 @@ impl Connection {
         let vring = |(index, counters): (usize, &Arc<Counters>)| {
             Vring::new(QueueIndex(index as u16), surroundings.clone(), counters.clone())
         };
-        let vrings = counters.iter().enumerate().map(vring).collect();
-        Connection { options, memory: Arc::default(), vrings, features: 0, features_set: false }
+        Connection {
+            options,
+            memory: Arc::default(),
+            vrings: counters.iter().enumerate().map(vring).collect(),
+            features: 0,
+            introduced: false,
+            started: false,
+        }
     }
 
     /// The VMM has started its device and shared no memory, without which nothing works.
+    ///
+    /// Features may be acknowledged early, as part of the introduction, long before there is any memory. When it
+    /// is done after the introduction, memory and rings are next.
     pub(crate) fn shares_no_memory(&self) -> bool {
-        self.features_set && self.memory.current().0.is_empty()
+        self.started && self.memory.current().0.is_empty()
     }
 
     /// Stops every queue, after what was taken has been finished.
@@ -112,7 +124,7 @@ impl Connection {
             return Err(Refusal::Features(features & !FEATURES));
         }
         self.features = features;
-        self.features_set = true;
+        self.started |= self.introduced;
         // Without the message that enables a ring, a ring is enabled.
         if features & PROTOCOL_FEATURES == 0 {
             self.vrings.iter_mut().for_each(|vring| vring.set_enabled(true));
@@ -202,6 +214,7 @@ impl VhostUserBackendReqHandlerMut for Connection {
     fn set_protocol_features(&mut self, features: u64) -> Answer<()> {
         let unknown = features & !self.get_protocol_features()?.bits();
         let result = if unknown == 0 { Ok(()) } else { Err(Refusal::Features(unknown)) };
+        self.introduced = true;
         answer("SET_PROTOCOL_FEATURES", result)
     }
 
@@ -250,6 +263,7 @@ impl VhostUserBackendReqHandlerMut for Connection {
         available: u64,
         _log: u64,
     ) -> Answer<()> {
+        self.started = true;
         let place = RingPlace { descriptors, available, used };
         answer("SET_VRING_ADDR", self.idle_vring(index).map(|vring| vring.set_place(place)))
     }

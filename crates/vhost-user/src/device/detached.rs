@@ -69,6 +69,7 @@ impl DeviceQueue {
             call,
             error: None,
             poll_us: 0,
+            empty_handed: Arc::default(),
         })?);
         backlog.add(shared.clone());
         Ok((DeviceQueue::new(shared.clone()), DetachedQueue { shared, backlog }))

@@ -13,6 +13,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ashore_wire::reply::error_header;
@@ -23,11 +24,15 @@ use super::QueueIndex;
 use super::chain::ChainError;
 use super::exchange::{RingExchange, Slot};
 use super::fds::{self, Readiness};
+use super::serve::NO_SHARED_MEMORY;
 use super::shared::{Kick, Shared};
 use crate::memory::GuestMap;
 
 /// How often a ring is looked at whose guest cannot notify us.
 const LOOK_WITHOUT_KICK: Duration = Duration::from_millis(1);
+/// Notifications without a request, before there ever was one, after which memory is probably not shared. One is
+/// usual: VMMs notify once when they start a queue.
+const EMPTY_KICKS_SUSPICIOUS: u32 = 2;
 /// At most one complaint about malformed requests in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -43,6 +48,8 @@ pub struct DeviceQueue {
     map_generation: u64,
     complaints: Complaints,
     poll: AdaptivePoll,
+    /// Notifications that came without a request, before the first one.
+    empty_kicks: EmptyKicks,
     /// The thread that takes is known, and its completions are announced in batches.
     has_thread: bool,
 }
@@ -82,7 +89,17 @@ impl DeviceQueue {
         let available = next as u16;
         let complaints = Complaints::default();
         shared.ring.disable_kicks();
-        DeviceQueue { shared, next, available, map, map_generation, complaints, poll, has_thread: false }
+        DeviceQueue {
+            shared,
+            next,
+            available,
+            map,
+            map_generation,
+            complaints,
+            poll,
+            empty_kicks: EmptyKicks::Count(0),
+            has_thread: false,
+        }
     }
 
     /// Which queue this is.
@@ -113,6 +130,7 @@ impl DeviceQueue {
         let Some(chain) = self.next_chain()? else { return Ok(Taken::Nothing) };
         let Some(mut slot) = self.shared.begin() else { return Err(RingBroken::TooManyInFlight) };
         self.next += 1;
+        self.empty_kicks = EmptyKicks::NoLongerCounted;
         self.shared.counters.requests.add_one();
         self.refresh_map();
         match slot.load(&self.shared.ring, &self.map, chain) {
@@ -182,15 +200,33 @@ impl DeviceQueue {
         }
         // Whether the guest was asked before or after it looked, one of us notices: see `enable_kicks`.
         if !self.shared.ring.enable_kicks(next) {
-            self.sleep();
+            let kicked = self.sleep();
             self.shared.counters.wake_ups.add_one();
+            if kicked && self.shared.ring.available_index() == next {
+                self.suspect_memory();
+            }
             // Memory may have been taken away meanwhile; not to be the one who keeps it mapped.
             self.refresh_map();
         }
         self.shared.ring.disable_kicks();
     }
 
-    fn sleep(&self) {
+    /// A VMM that forgot to share its guest's memory maps a copy of its own, and passes on the notifications of
+    /// requests that only the guest can see.
+    fn suspect_memory(&mut self) {
+        let EmptyKicks::Count(count) = &mut self.empty_kicks else { return };
+        *count += 1;
+        if *count == EMPTY_KICKS_SUSPICIOUS {
+            let index = self.shared.index();
+            tracing::warn!(
+                "{index}: the guest notifies us of requests that are not there; {NO_SHARED_MEMORY}"
+            );
+            self.shared.empty_handed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Sleeps until woken; says whether it was the guest who did it.
+    fn sleep(&self) -> bool {
         let kick = self.shared.kick.lock().clone();
         let (kick, timeout) = match &kick {
             Kick::Event(fd) => (Some(fd.as_fd()), None),
@@ -211,6 +247,7 @@ impl DeviceQueue {
             }
             _ => {}
         }
+        kick_ready == Readiness::Readable
     }
 }
 
@@ -219,6 +256,13 @@ impl Drop for DeviceQueue {
         self.shared.set_position(self.next);
         self.shared.end();
     }
+}
+
+/// Notifications without a request.
+#[derive(Debug)]
+enum EmptyKicks {
+    Count(u32),
+    NoLongerCounted,
 }
 
 enum Taken {

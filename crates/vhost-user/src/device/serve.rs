@@ -26,6 +26,11 @@ use super::{QueueIndex, ring};
 /// How long a VMM may take between starting its device and sharing memory before we say what is probably wrong.
 const MEMORY_EXPECTED_WITHIN: Duration = Duration::from_secs(5);
 
+/// What to say where requests cannot be seen.
+pub(crate) const NO_SHARED_MEMORY: &str = "the VMM shares no memory: start QEMU with \
+     -object memory-backend-memfd,id=mem,size=<RAM>,share=on -numa node,memdev=mem \
+     (cloud-hypervisor: --memory shared=on)";
+
 /// A virtio-fs device that VMMs connect to.
 pub struct Device {
     options: DeviceOptions,
@@ -47,10 +52,7 @@ pub enum Ended {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The VMM did not share the guest's memory.
-    #[error(
-        "the VMM shares no memory: start QEMU with -object memory-backend-memfd,id=mem,size=<RAM>,share=on \
-         -numa node,memdev=mem (cloud-hypervisor: --memory shared=on)"
-    )]
+    #[error("{NO_SHARED_MEMORY}")]
     NoSharedMemory,
     /// What the VMM said was not vhost-user; its connection was closed.
     #[error("the VMM sent a message that is not understood ({0}); its connection is closed")]
@@ -73,6 +75,7 @@ impl Device {
             handler: Arc::new(handler),
             backlog: Arc::new(DeviceBacklog::default()),
             poll_us: options.poll_us,
+            empty_handed: Arc::default(),
         };
         let stop = Arc::new(Stop::new()?);
         Ok(Device { options, surroundings, counters, stop })
@@ -97,6 +100,8 @@ impl Device {
         let connection = Connection::new(self.options.clone(), self.surroundings.clone(), &self.counters);
         // The standard library's lock, because `vhost` wants it. Nobody else takes it while messages are followed.
         let connection = Arc::new(StdMutex::new(connection));
+        let (before, empty_handed) = (self.requests(), &self.surroundings.empty_handed);
+        empty_handed.store(false, Ordering::Relaxed);
         let result = follow_messages(&stream, &connection);
         self.stop.forget();
         let mut connection = connection.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -105,6 +110,9 @@ impl Device {
         match result {
             _ if self.stop.is_stopped() => Ok(Ended::Stopped),
             _ if connection.shares_no_memory() => Err(ServeError::NoSharedMemory),
+            _ if empty_handed.load(Ordering::Relaxed) && self.requests() == before => {
+                Err(ServeError::NoSharedMemory)
+            }
             Ok(()) => Ok(Ended::Disconnected),
             Err(error) => Err(ServeError::Protocol(error.to_string())),
         }
@@ -123,6 +131,10 @@ impl Device {
     /// What each queue has done since the device was made, hiprio first.
     pub fn counters(&self) -> Vec<QueueCounters> {
         self.counters.iter().map(|counters| counters.read()).collect()
+    }
+
+    fn requests(&self) -> u64 {
+        self.counters().iter().map(|counters| counters.requests).sum()
     }
 
     /// Largest ring that a VMM may set up.

@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Memory>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) poll_us: u32,
+    /// Set where notifications come and requests do not.
+    pub(crate) empty_handed: Arc<AtomicBool>,
     backlog: Arc<DeviceBacklog>,
     used: Mutex<Used>,
     drained: Condvar,
@@ -81,6 +83,7 @@ pub(crate) struct Parts {
     pub(crate) call: Option<OwnedFd>,
     pub(crate) error: Option<OwnedFd>,
     pub(crate) poll_us: u32,
+    pub(crate) empty_handed: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -103,7 +106,8 @@ struct Used {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> std::io::Result<Shared> {
-        let Parts { index, ring, base, memory, counters, backlog, kick, call, error, poll_us } = parts;
+        let Parts { index, ring, base, memory, counters, backlog, kick, call, error, poll_us, empty_handed } =
+            parts;
         let next = ring.used_index();
         let used = Used {
             next,
@@ -121,6 +125,7 @@ impl Shared {
             memory,
             counters,
             poll_us,
+            empty_handed,
             backlog,
             used: Mutex::new(used),
             drained: Condvar::new(),

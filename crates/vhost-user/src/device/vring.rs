@@ -13,6 +13,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 
 use super::QueueIndex;
@@ -32,6 +33,8 @@ pub(crate) struct Surroundings {
     pub(crate) handler: Arc<Handler>,
     pub(crate) backlog: Arc<DeviceBacklog>,
     pub(crate) poll_us: u32,
+    /// Set by a queue that was notified of requests that are not there.
+    pub(crate) empty_handed: Arc<AtomicBool>,
 }
 
 /// Why a queue was not started.
@@ -178,6 +181,7 @@ impl Vring {
             call: clone(&self.call)?,
             error: clone(&self.error)?,
             poll_us: self.surroundings.poll_us,
+            empty_handed: self.surroundings.empty_handed.clone(),
         })?);
         let thread = self.spawn(shared.clone())?;
         self.surroundings.backlog.add(shared.clone());
