@@ -98,7 +98,12 @@ fn make_file_system(kind: &str, image: &Path) -> Result<()> {
     let name = format!("mkfs.{kind}");
     let program = find_program(&name)
         .with_context(|| format!("{name} is not installed: run `cargo xtask setup` as root"))?;
-    run(Command::new(program).arg("-q").arg(image))
+    let mut command = Command::new(program);
+    if kind == "ext4" {
+        // It takes smaller blocks for a small file system, and then pattern blocks would not stay aligned.
+        command.args(["-b", "4096"]);
+    }
+    run(command.arg("-q").arg(image))
 }
 
 fn run(command: &mut Command) -> Result<()> {

@@ -128,6 +128,16 @@ impl Server {
         String::from_utf8_lossy(&fs::read(self.folder.path().join("log")).unwrap_or_default()).into_owned()
     }
 
+    /// What our server says at its end, with `--log-level debug`, about each queue: how many requests its worker served.
+    ///
+    /// It is the number in a line that holds `queue 1: 5042 requests`.
+    pub fn requests_of_queue(&self, queue: u32) -> Option<u64> {
+        let log = self.log();
+        let (_, rest) = log.rsplit_once(&format!("queue {queue}: "))?;
+        let (number, _) = rest.split_once(" requests")?;
+        number.parse().ok()
+    }
+
     /// Waits for a server that ends by itself, as most do when their guest has gone.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + patience;
@@ -204,6 +214,14 @@ mod tests {
         sleep(Duration::from_millis(50));
         assert_eq!(server.log().trim(), format!("{} /srv/it's here 1", server.socket().display()));
         assert!(!server.is_ours());
+    }
+
+    #[test]
+    fn the_log_says_how_busy_a_queue_was() {
+        let server =
+            start("sh -c 'echo DEBUG queue 1: 42 requests; touch $0; sleep 60' {socket} {dir}").unwrap();
+        assert_eq!(server.requests_of_queue(1), Some(42));
+        assert_eq!(server.requests_of_queue(2), None);
     }
 
     #[test]

@@ -5,5 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code: a failed unwrap is the failed test")]
 
+pub use ashore_guest as guest;
+
 pub mod loopback;
 pub mod memory_fs;

@@ -1,0 +1,123 @@
+//! On disk means on disk: what a guest's sync promised is in the image file of the host's file system at the moment the
+//! call returns.
+//!
+//! The share stands on a loop image. The guest writes blocks that can be recognised, and they are counted in the image
+//! file, which lies behind the page cache of the file system under test.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+mod in_a_real_guest {
+    use std::path::Path;
+
+    use ashore_testkit::guest::{Guest, LoopImage, Server, Share};
+
+    /// 4 MiB.
+    const BLOCKS: usize = 1024;
+    const SEED: u64 = 0x5EED_0001;
+    const OTHER_SEED: u64 = 0x5EED_0002;
+
+    struct Rig {
+        guest: Guest,
+        _server: Server,
+    }
+
+    impl Rig {
+        fn new(shared: &Path) -> Self {
+            let server = Server::builder(shared).start().unwrap();
+            let guest = Guest::builder().cpus(1).share(Share::new(server.socket())).boot().unwrap();
+            Self { guest, _server: server }
+        }
+
+        fn run(&self, command: &str) {
+            self.guest.run(command).unwrap().success().unwrap();
+        }
+    }
+
+    fn write_pattern(how: &str) -> String {
+        format!("agent write /mnt/share/data {SEED} {BLOCKS} {how}")
+    }
+
+    fn is_complete_after(disk: &LoopImage, commands: &[&str]) {
+        let rig = Rig::new(disk.path());
+        for command in commands {
+            rig.run(command);
+        }
+        assert_eq!(disk.count_blocks(SEED).unwrap(), BLOCKS, "blocks in the image after {commands:?}");
+    }
+
+    /// Without this the other tests would prove nothing: the host might write everything at once anyway.
+    #[test]
+    fn without_a_sync_most_blocks_are_not_there() {
+        let disk = LoopImage::ext4(256).unwrap();
+        let rig = Rig::new(disk.path());
+        rig.run(&write_pattern("plain"));
+        let found = disk.count_blocks(SEED).unwrap();
+        assert!(found < BLOCKS / 2, "{found} of {BLOCKS} blocks were on the disk without a sync");
+    }
+
+    #[test]
+    fn after_sync_every_block_is_on_ext4() {
+        is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("plain"), "agent sync"]);
+    }
+
+    #[test]
+    fn after_sync_every_block_is_on_xfs() {
+        is_complete_after(&LoopImage::xfs(320).unwrap(), &[&write_pattern("plain"), "agent sync"]);
+    }
+
+    #[test]
+    fn after_sync_every_block_is_on_btrfs() {
+        is_complete_after(&LoopImage::btrfs(256).unwrap(), &[&write_pattern("plain"), "agent sync"]);
+    }
+
+    #[test]
+    fn after_sync_every_block_that_was_written_by_a_mapping_is_there() {
+        is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("mmap"), "agent sync"]);
+    }
+
+    #[test]
+    fn after_syncfs_every_block_is_there() {
+        is_complete_after(
+            &LoopImage::ext4(256).unwrap(),
+            &[&write_pattern("plain"), "agent syncfs /mnt/share/data"],
+        );
+    }
+
+    #[test]
+    fn after_fsync_every_block_of_the_file_is_there() {
+        is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("fsync")]);
+    }
+
+    #[test]
+    fn a_write_that_asks_to_be_stable_is_stable_when_it_returns() {
+        is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("dsync")]);
+    }
+
+    #[test]
+    fn after_a_plain_umount_every_block_is_there() {
+        is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("plain"), "umount /mnt/share"]);
+    }
+
+    #[test]
+    fn sync_reaches_a_second_file_system_that_is_mounted_below_the_share() {
+        let disk = LoopImage::ext4(256).unwrap();
+        let below = LoopImage::ext4_at(256, &disk.path().join("below")).unwrap();
+        let rig = Rig::new(disk.path());
+        rig.run(&write_pattern("plain"));
+        rig.run(&format!("agent write /mnt/share/below/data {OTHER_SEED} {}", BLOCKS / 2));
+        rig.run("agent sync");
+        let found = (disk.count_blocks(SEED).unwrap(), below.count_blocks(OTHER_SEED).unwrap());
+        assert_eq!(found, (BLOCKS, BLOCKS / 2), "blocks of the share and of the file system below it");
+    }
+
+    /// Nobody unmounts when a machine loses its power, but its server still sees the connection end.
+    #[test]
+    fn after_the_guest_was_killed_and_the_server_has_ended_every_block_is_there() {
+        let disk = LoopImage::ext4(256).unwrap();
+        let Rig { guest, _server: mut server } = Rig::new(disk.path());
+        guest.run(&write_pattern("plain")).unwrap().success().unwrap();
+        drop(guest);
+        server.wait(std::time::Duration::from_secs(30)).unwrap();
+        assert_eq!(disk.count_blocks(SEED).unwrap(), BLOCKS);
+    }
+}
