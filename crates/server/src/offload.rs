@@ -77,6 +77,8 @@ struct State {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
+    /// Nobody can submit any more.
+    closed: bool,
 }
 
 impl Offload {
@@ -117,6 +119,14 @@ impl Offload {
     }
 }
 
+/// Jobs that were submitted are still done; then the threads go.
+impl Drop for Offload {
+    fn drop(&mut self) {
+        self.shared.state.lock().closed = true;
+        self.shared.wake.notify_all();
+    }
+}
+
 impl Shared {
     fn work(&self) {
         let mut state = self.state.lock();
@@ -126,6 +136,9 @@ impl Shared {
                 run(job);
                 state = self.state.lock();
                 continue;
+            }
+            if state.closed {
+                return;
             }
             state.idle += 1;
             let timeout = Duration::from_secs(IDLE_THREAD_SECONDS);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -89,6 +89,21 @@ impl Listener {
             return Err(ListenError::NotListening);
         }
         Listener::new(fd.into(), None).map_err(|_| ListenError::NotListening)
+    }
+
+    /// Listens on a socket that was inherited by its number, as service managers and VMM launchers hand it over.
+    ///
+    /// To be called once for a number, before anything else in the process could use it.
+    pub fn inherit(fd: RawFd) -> Result<Listener, ListenError> {
+        // Checked before it is owned: a number without a file, or with another kind of file, is left alone.
+        if fs::metadata(format!("/proc/self/fd/{fd}")).map(|file| file.file_type().is_socket()).unwrap_or(false) {
+            // SAFETY: the number is open, it is a socket, and whoever started us says that it is ours: it came with
+            // the process, so no value in here owns it. A wrong number that passes for one would be refused by
+            // `from_fd`, which closes it: no memory is unsafe for that.
+            Listener::from_fd(unsafe { OwnedFd::from_raw_fd(fd) })
+        } else {
+            Err(ListenError::NotListening)
+        }
     }
 
     /// The path, if it was bound here.

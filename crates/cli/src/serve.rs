@@ -1,0 +1,248 @@
+//! `ashore serve`: one host directory, one virtual machine at a time.
+
+use std::num::NonZeroU16;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ashore_passthrough::{CachePolicy, Durability, InodeFileHandles, Options, Passthrough};
+use ashore_server::{Limits, Session, Worker};
+use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
+use clap::{ArgAction, Args, ValueEnum};
+
+use crate::logging::{self, LogLevel};
+use crate::signals;
+
+/// Options have the incumbent's names where it has them, so that what starts virtiofsd can start this.
+#[derive(Args)]
+pub(crate) struct ServeArguments {
+    /// The directory to share
+    #[arg(long, value_name = "DIR")]
+    shared_dir: PathBuf,
+
+    /// Where to listen for the VMM; replaced if nobody listens there any more
+    #[arg(long, value_name = "PATH", required_unless_present = "fd", alias = "socket")]
+    socket_path: Option<PathBuf>,
+
+    /// A listening socket that was inherited, by its descriptor
+    #[arg(long, value_name = "FD", conflicts_with = "socket_path")]
+    fd: Option<RawFd>,
+
+    /// The name that the guest mounts by, for VMMs that ask for it (QEMU has an option of its own)
+    #[arg(long, value_name = "TAG")]
+    tag: Option<String>,
+
+    /// How many request queues to offer, 1 to 64; each has a thread. A guest uses as many as it has CPUs
+    #[arg(long, value_name = "N", default_value = "1")]
+    num_request_queues: NonZeroU16,
+
+    /// How long a queue's thread looks for requests before it sleeps, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    poll_us: u32,
+
+    /// Listen again when the VMM has disconnected, rather than end
+    #[arg(long)]
+    keep_listening: bool,
+
+    /// How long the guest may remember names, attributes and data: never, metadata, auto (1 s), always (1 day)
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = CachePolicy::Auto)]
+    cache: CachePolicy,
+
+    /// Let the guest write back from its cache when it likes. Newer Linux guests then return from sync(2) before
+    /// their data was sent
+    #[arg(long)]
+    writeback: bool,
+
+    /// Refuse every change
+    #[arg(long)]
+    readonly: bool,
+
+    /// Extended attributes
+    #[arg(long)]
+    xattr: bool,
+
+    /// How inodes are held: by file handle where that works (prefer), always, or by a descriptor each (never)
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = InodeFileHandles::Prefer)]
+    inode_file_handles: InodeFileHandles,
+
+    /// Tell the guest where other host file systems begin (the default)
+    #[arg(long, overrides_with = "no_announce_submounts")]
+    announce_submounts: bool,
+
+    /// Do not tell the guest where other host file systems begin. A sync covers them all the same
+    #[arg(long)]
+    no_announce_submounts: bool,
+
+    /// Honour O_DIRECT of the guest on the host
+    #[arg(long)]
+    allow_direct_io: bool,
+
+    /// Allow shared mappings with --cache=never and metadata
+    #[arg(long)]
+    allow_mmap: bool,
+
+    /// Send names without attributes
+    #[arg(long)]
+    no_readdirplus: bool,
+
+    /// Clear set-user-id and set-group-id bits in the server
+    #[arg(long, overrides_with = "no_killpriv_v2")]
+    killpriv_v2: bool,
+
+    /// Leave set-user-id and set-group-id bits to the guest (the default)
+    #[arg(long)]
+    no_killpriv_v2: bool,
+
+    /// Honour O_NOATIME of the guest on the host
+    #[arg(long)]
+    preserve_noatime: bool,
+
+    /// When changes become stable: at a sync (on-sync), before each answer (strict), or as virtiofsd does (relaxed)
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Durability::OnSync)]
+    durability: Durability,
+
+    /// Refuse to share a host file system that cannot be stable (tmpfs, say), rather than warn
+    #[arg(long)]
+    require_durable: bool,
+
+    /// What FLUSH of a written file does: nothing (none), or fsync, for guests that know no fsync (Windows)
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Flush::None)]
+    flush: Flush,
+
+    /// How long a host file system may take to sync, in seconds, before the guest is told EIO; 0: for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    sync_timeout: u64,
+
+    /// Taken for virtiofsd's sake, and not needed: each queue has a thread, see --num-request-queues
+    #[arg(long, value_name = "N", hide = true)]
+    thread_pool_size: Option<usize>,
+
+    /// Which log lines to show; RUST_LOG overrides it
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LogLevel::Info, action = ArgAction::Set)]
+    log_level: LogLevel,
+}
+
+/// What FLUSH of a written file does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Flush {
+    /// Nothing: an application that wants its data stable says fsync.
+    None,
+    /// The file is stable when close(2), or FlushFileBuffers of Windows, returns.
+    Fsync,
+}
+
+/// Serves until the VMM has gone or a signal comes; then syncs, and says by its exit code how that went.
+pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    logging::start(arguments.log_level);
+    arguments.hint();
+    // Modes come from the guest, masked there already. A mask of ours would be applied on top.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let filesystem = Passthrough::new(arguments.passthrough_options())?;
+    let session = Session::new(filesystem, Limits::default());
+    let listener = arguments.listen()?;
+    let queue_session = Arc::clone(&session);
+    let device = Device::new(arguments.device_options()?, move |_, queue| {
+        Worker::new(Arc::clone(&queue_session)).run(queue);
+    })?;
+    let stop = device.stop_handle();
+    signals::on_end(move || stop.stop()).context("signals cannot be received")?;
+    println!("{}", arguments.ready_line());
+
+    loop {
+        let ended = device.serve(&listener);
+        let synced = session.end();
+        for (index, counters) in device.counters().iter().enumerate() {
+            tracing::debug!("queue {index}: {counters}");
+        }
+        match &synced {
+            Ok(()) => tracing::info!("all that was changed is stable"),
+            Err(errno) => {
+                tracing::error!("the last sync failed: {errno}; what was changed may not be stable")
+            }
+        }
+        match ended {
+            Ok(Ended::Disconnected) if arguments.keep_listening => tracing::info!("waiting for the next VMM"),
+            Err(error) if arguments.keep_listening => tracing::error!("{error}; waiting for the next VMM"),
+            Ok(_) => return Ok(if synced.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl ServeArguments {
+    /// What was asked for and is not needed, or weakens a promise: said once, at start.
+    fn hint(&self) {
+        if self.thread_pool_size.is_some_and(|size| size > 0) {
+            tracing::info!(
+                "--thread-pool-size is not needed: each request queue has a thread; see --num-request-queues"
+            );
+        }
+        if self.writeback {
+            tracing::warn!(
+                "--writeback: guests with Linux 6.18.21, 6.19.11, 7.0 or later return from sync(2) before all they \
+                 wrote was sent; fsync(2) is right everywhere"
+            );
+        }
+    }
+
+    fn passthrough_options(&self) -> Options {
+        Options {
+            cache: self.cache,
+            writeback: self.writeback,
+            readonly: self.readonly,
+            xattr: self.xattr,
+            inode_file_handles: self.inode_file_handles,
+            announce_submounts: !self.no_announce_submounts,
+            allow_direct_io: self.allow_direct_io,
+            allow_mmap: self.allow_mmap,
+            readdirplus: !self.no_readdirplus,
+            killpriv_v2: self.killpriv_v2 && !self.no_killpriv_v2,
+            preserve_noatime: self.preserve_noatime,
+            durability: self.durability,
+            flush_fsync: self.flush == Flush::Fsync,
+            require_durable: self.require_durable,
+            sync_timeout: (self.sync_timeout > 0).then(|| Duration::from_secs(self.sync_timeout)),
+            ..Options::new(&self.shared_dir)
+        }
+    }
+
+    fn device_options(&self) -> anyhow::Result<DeviceOptions> {
+        let tag = self.tag.as_deref().map(Tag::new).transpose()?;
+        let request_queues = self.num_request_queues.get();
+        Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us })
+    }
+
+    fn listen(&self) -> anyhow::Result<Listener> {
+        Ok(match (&self.socket_path, self.fd) {
+            (Some(path), _) => Listener::bind(path)?,
+            (None, Some(fd)) => Listener::inherit(fd)?,
+            (None, None) => unreachable!("clap requires one of them"),
+        })
+    }
+
+    /// One line that says where we are and, ready to paste, how a QEMU guest gets there.
+    fn ready_line(&self) -> String {
+        let socket = match &self.socket_path {
+            Some(path) => path.display().to_string(),
+            None => format!("(descriptor {})", self.fd.unwrap_or_default()),
+        };
+        let tag = self.tag.as_deref().unwrap_or("share");
+        let queues = match self.num_request_queues.get() {
+            1 => String::new(),
+            count => format!(",num-request-queues={count}"),
+        };
+        format!(
+            "ashore: ready, sharing {} at {socket}; QEMU: -object memory-backend-memfd,id=mem,size=RAM,share=on \
+             -machine memory-backend=mem -chardev socket,id=ashore,path={socket} \
+             -device vhost-user-fs-pci,chardev=ashore,tag={tag}{queues}; in the guest: mount -t virtiofs {tag} /mnt",
+            absolute(&self.shared_dir).display(),
+        )
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
