@@ -280,7 +280,9 @@ impl Inner {
     #[cold]
     fn take_back(&self, counts: &Counts, epoch: u64) {
         counts.settled.add_one();
-        self.recount(self.bucket(epoch));
+        if !on(Mutant::TakeBackNotRecounted) {
+            self.recount(self.bucket(epoch));
+        }
     }
 
     #[cold]
@@ -308,7 +310,7 @@ impl Inner {
         self.fences.light(slot);
         // Against the store and the heavy fence in `close_current`. Still the same: whoever cuts next sees our count.
         // Moved: that cut may or may not have seen it. If it did not, and we were the last, nobody else would notice.
-        let closed = self.epoch.load(Relaxed) != epoch && !on(Mutant::RaceNotRecounted);
+        let closed = self.epoch.load(Relaxed) != epoch && !on(Mutant::SettleNotRecounted);
         if closed || on(Mutant::SwapAfterWait) {
             self.recount(bucket);
         }

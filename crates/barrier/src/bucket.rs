@@ -30,6 +30,9 @@ use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, lock};
 /// Cuts that can drain at the same time, less one. A further one waits for a bucket, as the kernel waits for memory.
 const BUCKETS: usize = if cfg!(loom) { 4 } else { 64 };
 
+/// The number of a cut that waits for nothing. Buckets are numbered from one.
+const ALREADY_OVER: u64 = 0;
+
 /// The barrier of 2021: one counter that every writer changes twice.
 pub struct BucketBarrier {
     inner: Shared<Inner>,
@@ -96,10 +99,10 @@ impl BucketBarrier {
         let number = self.inner.buckets[old].number.load(Relaxed);
         if self.inner.is_untouched(old) {
             // Nobody is in it, and its parent has drained, or it would count 2. So all before is over.
-            return Cut::new(completion, number.wrapping_sub(1));
+            return Cut::new(completion, ALREADY_OVER);
         }
         if on(Mutant::OldCutShared) && control.child.iter().any(Option::is_some) {
-            return Cut::new(completion, number.wrapping_sub(1));
+            return Cut::new(completion, number - 1);
         }
         self.inner.swap(&mut control, old);
         drop(control);

@@ -29,7 +29,9 @@ pub(crate) enum Mutant {
     /// Settling publishes nothing.
     ResultNotPublished,
     /// A settle that raced with a cut does not look again.
-    RaceNotRecounted,
+    SettleNotRecounted,
+    /// Nor does an enter that was too late and took its count back.
+    TakeBackNotRecounted,
 }
 
 #[cfg(not(mutants))]
@@ -42,7 +44,28 @@ pub(crate) const fn on(_: Mutant) -> bool {
 #[cfg(mutants)]
 pub(crate) fn on(mutant: Mutant) -> bool {
     use std::sync::OnceLock;
-    static CHOSEN: OnceLock<String> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| std::env::var("BARRIER_MUTANT").unwrap_or_default());
-    !chosen.is_empty() && *chosen == format!("{mutant:?}")
+    static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| {
+        let name = std::env::var("BARRIER_MUTANT").ok()?;
+        ALL.into_iter().find(|mutant| format!("{mutant:?}") == name)
+    });
+    *chosen == Some(mutant)
 }
+
+#[cfg(mutants)]
+const ALL: [Mutant; 14] = [
+    Mutant::AncestorIgnored,
+    Mutant::SettledEarly,
+    Mutant::DeadBucketEntered,
+    Mutant::SwapAfterWait,
+    Mutant::OneTooMany,
+    Mutant::ReturnsBeforeEmpty,
+    Mutant::WaitsForLater,
+    Mutant::NoLightFence,
+    Mutant::NoHeavyFence,
+    Mutant::EnteredReadFirst,
+    Mutant::OldCutShared,
+    Mutant::ResultNotPublished,
+    Mutant::SettleNotRecounted,
+    Mutant::TakeBackNotRecounted,
+];

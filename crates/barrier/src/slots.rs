@@ -28,7 +28,7 @@ use crate::sync::AtomicU64;
 pub(crate) const MOST_BUCKETS: usize = 8;
 
 /// Slots that are allocated together.
-const CHUNK: usize = if cfg!(loom) { 5 } else { 16 };
+const CHUNK: usize = if cfg!(loom) { 3 } else { 16 };
 
 const CHUNKS: usize = if cfg!(any(loom, shuttle)) { 1 } else { 256 };
 

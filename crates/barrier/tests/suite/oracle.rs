@@ -17,36 +17,39 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::runtime::AtomicBool;
+use crate::runtime::{AtomicBool, AtomicUsize};
 use crate::subject::Subject;
 
 pub(crate) struct Oracle {
-    operations: Vec<Operation>,
+    /// For each writer, how many of its writes have entered.
+    entered: Vec<AtomicUsize>,
+    /// For each write, whether its result was recorded.
+    recorded: Vec<AtomicBool>,
+    writes: usize,
 }
 
-struct Operation {
-    entered: AtomicBool,
-    recorded: AtomicBool,
-}
-
-/// What a sync must find settled.
+/// What a sync must find settled: the first so many of each writer.
 pub(crate) struct Earlier(Vec<usize>);
 
 impl Oracle {
-    pub(crate) fn new(operations: usize) -> Self {
-        let operation = |_| Operation { entered: AtomicBool::new(false), recorded: AtomicBool::new(false) };
-        Self { operations: (0..operations).map(operation).collect() }
+    /// Writes are numbered writer by writer.
+    pub(crate) fn new(writers: usize, writes: usize) -> Self {
+        Self {
+            entered: (0..writers).map(|_| AtomicUsize::new(0)).collect(),
+            recorded: (0..writers * writes).map(|_| AtomicBool::new(false)).collect(),
+            writes,
+        }
     }
 
     pub(crate) fn enter<S: Subject>(&self, subject: &S, operation: usize) -> S::Ticket {
         let ticket = subject.enter();
-        self.operations[operation].entered.store(true, Relaxed);
+        self.entered[operation / self.writes].store(operation % self.writes + 1, Relaxed);
         ticket
     }
 
     /// Record first, settle afterwards: the second of the two orders that carry everything.
     pub(crate) fn settle<T>(&self, ticket: T, operation: usize) {
-        let recorded = &self.operations[operation].recorded;
+        let recorded = &self.recorded[operation];
         if cfg!(mutants) && std::env::var("BARRIER_MUTANT").is_ok_and(|name| name == "ResultAfterSettle") {
             drop(ticket);
             recorded.store(true, Relaxed);
@@ -63,15 +66,16 @@ impl Oracle {
 
     /// To be asked before `cut` is called.
     pub(crate) fn earlier(&self) -> Earlier {
-        let entered = |operation: &usize| self.operations[*operation].entered.load(Relaxed);
-        Earlier((0..self.operations.len()).filter(entered).collect())
+        Earlier(self.entered.iter().map(|entered| entered.load(Relaxed)).collect())
     }
 
     /// To be asked after the wait.
     pub(crate) fn check(&self, earlier: &Earlier) {
-        for &operation in &earlier.0 {
-            let recorded = self.operations[operation].recorded.load(Relaxed);
-            assert!(recorded, "B1, B11: the sync is over, and the result of {operation} is not there");
+        for (writer, &entered) in earlier.0.iter().enumerate() {
+            for operation in writer * self.writes..writer * self.writes + entered {
+                let recorded = self.recorded[operation].load(Relaxed);
+                assert!(recorded, "B1, B11: the sync is over, and the result of {operation} is not there");
+            }
         }
     }
 

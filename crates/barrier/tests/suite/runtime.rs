@@ -2,19 +2,19 @@
 
 #[cfg(loom)]
 pub(crate) use loom::{
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, AtomicUsize},
     sync::{Condvar, Mutex},
     thread,
 };
 #[cfg(shuttle)]
 pub(crate) use shuttle::{
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, AtomicUsize},
     sync::{Condvar, Mutex},
     thread,
 };
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::{
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, AtomicUsize},
     sync::{Condvar, Mutex},
     thread,
 };
@@ -44,7 +44,6 @@ impl Gate {
 }
 
 /// A whole number from the environment, to make a run longer or shorter.
-#[cfg_attr(loom, allow(dead_code))]
 pub(crate) fn number(name: &str, otherwise: usize) -> usize {
     match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")),

@@ -16,9 +16,9 @@ struct Scene<S> {
 }
 
 impl<S: Subject> Scene<S> {
-    fn new(operations: usize) -> Arc<Self> {
+    fn new(writers: usize, writes: usize) -> Arc<Self> {
         S::start();
-        Arc::new(Self { subject: S::make(), oracle: Oracle::new(operations) })
+        Arc::new(Self { subject: S::make(), oracle: Oracle::new(writers, writes) })
     }
 
     fn spawn(self: &Arc<Self>, body: impl FnOnce(&Self) + Send + 'static) -> thread::JoinHandle<()> {
@@ -45,7 +45,7 @@ impl<S: Subject> Scene<S> {
 
 /// Aim: B1, B3, B4, B5, B6, B8, B11. Method: writers write, and syncs overlap with them and with each other.
 pub(crate) fn writers_and_syncs<S: Subject>(writers: usize, writes: usize, syncs: usize) {
-    let scene = Scene::<S>::new(writers * writes);
+    let scene = Scene::<S>::new(writers, writes);
     let mut threads = Vec::new();
     for writer in 0..writers {
         threads.push(scene.spawn(move |scene| {
@@ -61,10 +61,21 @@ pub(crate) fn writers_and_syncs<S: Subject>(writers: usize, writes: usize, syncs
     scene.finish(threads);
 }
 
+/// Aim: B3, and that a sync shares no cut that was made before it came. Method: one write is held by this thread while
+/// two syncs and another write overlap.
+pub(crate) fn syncs_overlap_over_a_slow_write<S: Subject>() {
+    let scene = Scene::<S>::new(2, 1);
+    let slow = scene.oracle.enter(&scene.subject, 0);
+    let threads =
+        vec![scene.spawn(Scene::sync), scene.spawn(|scene| scene.operation(1)), scene.spawn(Scene::sync)];
+    scene.oracle.settle(slow, 0);
+    scene.finish(threads);
+}
+
 /// Aim: B2. Method: a write that begins after the cut was made stays until the sync is over. If the sync waited for it,
 /// both would wait for ever.
 pub(crate) fn later_writes_are_not_waited_for<S: Subject>(writers: usize, writes: usize) {
-    let scene = Scene::<S>::new(writers * writes);
+    let scene = Scene::<S>::new(writers, writes);
     let (was_cut, over) = (Arc::new(AtomicBool::new(false)), Arc::new(Gate::new()));
     let mut threads = Vec::new();
     for writer in 0..writers {
@@ -93,7 +104,7 @@ pub(crate) fn later_writes_are_not_waited_for<S: Subject>(writers: usize, writes
 /// Aim: slack, and B2 once more. Method: each write that gets its ticket asks whether a cut that it can see waits for it.
 /// The first of a thread to see the cut may have been on its way in; for any other that would be wrong.
 pub(crate) fn at_most_one_late_write_a_thread<S: Subject>(writers: usize, writes: usize) {
-    let scene = Scene::<S>::new(writers * writes);
+    let scene = Scene::<S>::new(writers, writes);
     let the_cut: Arc<Mutex<Option<Arc<Cut>>>> = Arc::new(Mutex::new(None));
     let mut threads = Vec::new();
     for writer in 0..writers {
@@ -126,7 +137,7 @@ pub(crate) fn at_most_one_late_write_a_thread<S: Subject>(writers: usize, writes
 /// Aim: a ticket may settle on another thread than it was entered on, in any order. Method: this thread enters two and
 /// gives both away, a third thread writes, a sync overlaps.
 pub(crate) fn tickets_settle_on_other_threads<S: Subject>() {
-    let scene = Scene::<S>::new(2);
+    let scene = Scene::<S>::new(2, 1);
     let first = scene.oracle.enter(&scene.subject, 0);
     let second = scene.oracle.enter(&scene.subject, 1);
     let threads = vec![
@@ -140,7 +151,7 @@ pub(crate) fn tickets_settle_on_other_threads<S: Subject>() {
 /// Aim: B6 by callback, and cuts from inside one. Method: the callback of a cut makes another and adds a callback to it.
 /// Nobody sleeps on the barrier. The gate is opened by the second callback, or never.
 pub(crate) fn a_callback_may_cut_again<S: Subject>() {
-    let scene = Scene::<S>::new(2);
+    let scene = Scene::<S>::new(2, 1);
     let over = Arc::new(Gate::new());
     let ticket = scene.oracle.enter(&scene.subject, 0);
     let writer = scene.spawn(|scene| scene.operation(1));
@@ -164,7 +175,7 @@ pub(crate) fn a_callback_may_cut_again<S: Subject>() {
 
 /// Aim: B10. Method: a write stays until the sync has returned, so that only the abort can end the wait.
 pub(crate) fn an_abort_ends_every_wait<S: Subject>() {
-    let scene = Scene::<S>::new(1);
+    let scene = Scene::<S>::new(1, 1);
     let ticket = scene.oracle.enter(&scene.subject, 0);
     let aborter = scene.spawn(|scene| scene.subject.abort());
     let told = Arc::new(AtomicUsize::new(0));
@@ -186,7 +197,7 @@ pub(crate) fn an_abort_ends_every_wait<S: Subject>() {
 /// Aim: an abort and the last settle at the same time. Method: whichever is first, the wait ends, and if it ends well,
 /// what was earlier has settled.
 pub(crate) fn an_abort_races_with_the_last_settle<S: Subject>() {
-    let scene = Scene::<S>::new(1);
+    let scene = Scene::<S>::new(1, 1);
     let ticket = scene.oracle.enter(&scene.subject, 0);
     let earlier = scene.oracle.earlier();
     let cut = scene.subject.cut();
@@ -204,7 +215,7 @@ pub(crate) fn an_abort_races_with_the_last_settle<S: Subject>() {
 /// Aim: B9. Method: whether writes are counted is switched off in between, as a server's ENOSYS does; those who hold a
 /// ticket settle it, those who have none do not.
 pub(crate) fn counting_may_be_switched_off<S: Subject>() {
-    let scene = Scene::<S>::new(3);
+    let scene = Scene::<S>::new(1, 3);
     let counting = Arc::new(AtomicBool::new(true));
     let switch = counting.clone();
     let writer = scene.spawn(move |scene| {
@@ -223,7 +234,7 @@ pub(crate) fn counting_may_be_switched_off<S: Subject>() {
 /// the other, more than there are slots, and a sync in each.
 #[cfg_attr(loom, allow(dead_code))]
 pub(crate) fn threads_come_and_go<S: Subject>(generations: usize) {
-    let scene = Scene::<S>::new(generations * 2);
+    let scene = Scene::<S>::new(generations * 2, 1);
     let mut threads = Vec::new();
     for generation in 0..generations {
         let first = generation * 2;

@@ -7,7 +7,7 @@ use crate::scenarios::*;
 use crate::subject::*;
 
 /// Tests below, times two schedulers.
-const RUNS: usize = 2 * 28;
+const RUNS: usize = 2 * 31;
 
 fn explore(name: &str, scenario: impl Fn() + Send + Sync + Copy + 'static) {
     let schedules = number("BARRIER_SCHEDULES", 1_000_000).div_ceil(RUNS);
@@ -30,6 +30,7 @@ macro_rules! models {
 models! {
     bucket_3_writers_3_writes_3_syncs: writers_and_syncs::<Bucket>(3, 3, 3);
     bucket_2_writers_1_write_2_syncs: writers_and_syncs::<Bucket>(2, 1, 2);
+    bucket_syncs_overlap_over_a_slow_write: syncs_overlap_over_a_slow_write::<Bucket>();
     bucket_later_writes_are_not_waited_for: later_writes_are_not_waited_for::<Bucket>(3, 2);
     bucket_at_most_one_late_write_a_thread: at_most_one_late_write_a_thread::<Bucket>(3, 3);
     bucket_tickets_settle_on_other_threads: tickets_settle_on_other_threads::<Bucket>();
@@ -44,6 +45,8 @@ models! {
     shipped_8_buckets_3_writers_3_writes_3_syncs: writers_and_syncs::<EightBuckets>(3, 3, 3);
     shipped_2_writers_1_write_2_syncs: writers_and_syncs::<FourBuckets>(2, 1, 2);
     shipped_3_writers_1_write_3_syncs: writers_and_syncs::<TwoBuckets>(3, 1, 3);
+    shipped_syncs_overlap_over_a_slow_write: syncs_overlap_over_a_slow_write::<TwoBuckets>();
+    shipped_4_buckets_syncs_overlap_over_a_slow_write: syncs_overlap_over_a_slow_write::<FourBuckets>();
     shipped_later_writes_are_not_waited_for: later_writes_are_not_waited_for::<TwoBuckets>(3, 2);
     shipped_at_most_one_late_write_a_thread: at_most_one_late_write_a_thread::<TwoBuckets>(3, 3);
     shipped_tickets_settle_on_other_threads: tickets_settle_on_other_threads::<TwoBuckets>();

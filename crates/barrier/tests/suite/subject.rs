@@ -118,6 +118,6 @@ shipped!(FullFences, {
 pub(crate) struct OneSlot(Barrier);
 
 #[cfg(loom)]
-shipped!(OneSlot, with_buckets(2), first slot 4);
+shipped!(OneSlot, with_buckets(2), first slot 2);
 #[cfg(shuttle)]
 shipped!(OneSlot, with_buckets(2), first slot 15);

@@ -20,6 +20,10 @@ macro_rules! suite {
             repeat(|| writers_and_syncs::<$subject>(3, 10, 3));
         }
         #[test]
+        fn syncs_overlap_over_a_slow_write() {
+            repeat(|| super::syncs_overlap_over_a_slow_write::<$subject>());
+        }
+        #[test]
         fn later_writes_are_not_waited_for() {
             repeat(|| super::later_writes_are_not_waited_for::<$subject>(3, 10));
         }
