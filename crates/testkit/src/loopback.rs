@@ -6,9 +6,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ashore_server::{FileSystem, Session, Worker};
 use ashore_wire::abi::{InHeader, InitIn, OUT_HEADER_SIZE, OutHeader};
@@ -17,7 +18,6 @@ use ashore_wire::seam::{
     Backlog, BacklogMark, Exchange, NoRoom, Payload, ReplyBody, RequestQueue, TransferMode, head_length,
 };
 use ashore_wire::{Errno, Opcode, Request};
-use parking_lot::{Condvar, Mutex};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// How long a test waits for a reply before it fails.
@@ -39,12 +39,11 @@ impl Loopback {
 
     /// A session with several queues. Each sees what waits in the others, as it must for a sync.
     pub fn start_queues<F: FileSystem>(session: &Arc<Session<F>>, count: usize) -> Vec<Loopback> {
-        let positions = Mutex::new(vec![Position::default(); count]);
-        let queues = Arc::new(Queues { positions, moved: Condvar::new() });
+        let queues: Arc<Queues> = (0..count).map(|_| Position::default()).collect();
         let start = |index| {
             let (requests, receiver) = channel();
             let worker = Worker::new(Arc::clone(session));
-            let queue = LoopbackQueue { receiver, index, queues: Arc::clone(&queues) };
+            let queue = LoopbackQueue { receiver, index, queues: Arc::clone(&queues), taken: 0 };
             let worker = std::thread::spawn(move || worker.run(queue));
             Loopback { requests: Some(requests), worker: Some(worker), index, queues: Arc::clone(&queues) }
         };
@@ -66,7 +65,7 @@ impl Loopback {
             reply: Some(reply),
             queues: Arc::clone(&self.queues),
         };
-        self.queues.positions.lock()[self.index].made_available += 1;
+        self.queues[self.index].made_available.fetch_add(1, Ordering::SeqCst);
         let requests = self.requests.as_ref().expect("taken only when dropped");
         requests.send(exchange).expect("the worker runs until this end is dropped");
         PendingReply(pending)
@@ -139,26 +138,17 @@ impl PendingReply {
 }
 
 /// How far the queues of one session are.
-struct Queues {
-    positions: Mutex<Vec<Position>>,
-    moved: Condvar,
-}
+type Queues = [Position];
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Position {
-    made_available: u64,
+    made_available: AtomicU64,
     /// Requests taken whose taker has come back for another.
-    passed: u64,
-    taken: u64,
+    passed: AtomicU64,
 }
 
-impl Queues {
-    fn come_back(&self, index: usize) {
-        let mut positions = self.positions.lock();
-        positions[index].passed = positions[index].taken;
-        self.moved.notify_all();
-    }
-}
+/// What waits in the queues of one session.
+struct Unseen(Arc<Queues>);
 
 /// What had been made available in each queue.
 struct Mark {
@@ -166,31 +156,25 @@ struct Mark {
     ends: Vec<u64>,
 }
 
-/// What waits in the queues of one session.
-struct Unseen(Arc<Queues>);
-
 impl Backlog for Unseen {
     fn mark(&self) -> Box<dyn BacklogMark> {
-        let ends = self.0.positions.lock().iter().map(|position| position.made_available).collect();
+        let ends = self.0.iter().map(|position| position.made_available.load(Ordering::SeqCst)).collect();
         Box::new(Mark { queues: Arc::clone(&self.0), ends })
-    }
-}
-
-impl Mark {
-    fn is_passed(&self, positions: &[Position]) -> bool {
-        positions.iter().zip(&self.ends).all(|(position, end)| position.passed >= *end)
     }
 }
 
 impl BacklogMark for Mark {
     fn passed(&self) -> bool {
-        self.is_passed(&self.queues.positions.lock())
+        let mut queues = self.queues.iter().zip(&self.ends);
+        queues.all(|(position, end)| position.passed.load(Ordering::SeqCst) >= *end)
     }
 
     fn wait(&self, timeout: Duration) -> bool {
-        let mut positions = self.queues.positions.lock();
-        let late = |positions: &mut Vec<Position>| !self.is_passed(positions);
-        !self.queues.moved.wait_while_for(&mut positions, late, timeout).timed_out()
+        let begun = Instant::now();
+        while !self.passed() && begun.elapsed() < timeout {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.passed()
     }
 }
 
@@ -198,15 +182,16 @@ struct LoopbackQueue {
     receiver: Receiver<LoopbackExchange>,
     index: usize,
     queues: Arc<Queues>,
+    taken: u64,
 }
 
 impl RequestQueue for LoopbackQueue {
     type Exchange = LoopbackExchange;
 
     fn next(&mut self) -> Option<LoopbackExchange> {
-        self.queues.come_back(self.index);
+        self.queues[self.index].passed.store(self.taken, Ordering::SeqCst);
         let exchange = self.receiver.recv().ok()?;
-        self.queues.positions.lock()[self.index].taken += 1;
+        self.taken += 1;
         Some(exchange)
     }
 }
