@@ -116,6 +116,11 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     sync_timeout: u64,
 
+    /// How long writes from the guest's cache must have been quiet before a sync is carried out, in milliseconds, for
+    /// guests that send SYNCFS before their data (Linux 6.18.21, 6.19.11, 7.0 and later); 0: not at all
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    early_sync_grace: u64,
+
     /// Taken for virtiofsd's sake, and not needed: each queue has a thread, see --num-request-queues
     #[arg(long, value_name = "N", hide = true)]
     thread_pool_size: Option<usize>,
@@ -141,7 +146,8 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     // Modes come from the guest, masked there already. A mask of ours would be applied on top.
     rustix::process::umask(rustix::fs::Mode::empty());
     let filesystem = Passthrough::new(arguments.passthrough_options())?;
-    let session = Session::new(filesystem, Limits::default());
+    let early_sync_grace = Duration::from_millis(arguments.early_sync_grace);
+    let session = Session::new(filesystem, Limits { early_sync_grace, ..Default::default() });
     let listener = arguments.listen()?;
     let queue_session = Arc::clone(&session);
     let device = Device::new(arguments.device_options()?, move |_, queue| {

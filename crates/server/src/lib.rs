@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod dispatch;
+mod early;
 mod filesystem;
 mod offload;
 mod session;

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use ashore_barrier::{Barrier, Ticket};
 use ashore_wire::abi::{InitIn, OUT_HEADER_SIZE, OutHeader};
-use ashore_wire::flags::InitFlags;
+use ashore_wire::flags::{InitFlags, WriteFlags};
 use ashore_wire::init::{self, Agreement, Implemented, Outcome};
 use ashore_wire::reply::error_header;
 use ashore_wire::seam::{Exchange, Payload, ReplyBody};
 use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Request, RequestId};
 
 use crate::dispatch;
+use crate::early::EarlySyncs;
 use crate::filesystem::{FileSystem, Result};
 use crate::offload::{Pool, Pools};
 use crate::sync::{Earlier, Syncs, Waiting};
@@ -42,6 +43,10 @@ pub struct Limits {
     /// `max_background` at the largest value, so that a Linux client's flusher never skips a file because others
     /// are busy (measured on Linux 6.19.11 and 7.0: a sync returned without it).
     pub congestion_threshold: u16,
+    /// How long WRITEs from the client's cache must have been quiet before a SYNCFS is carried out; zero: not at all.
+    /// For Linux guests from 6.18.21, 6.19.11 and 7.0 on, which send SYNCFS before their data. Costs a client that was
+    /// granted write-back, or that maps files, this much for each sync.
+    pub early_sync_grace: Duration,
 }
 
 impl Default for Limits {
@@ -51,6 +56,7 @@ impl Default for Limits {
             max_readahead: 1 << 20,
             max_background: u16::MAX,
             congestion_threshold: u16::MAX,
+            early_sync_grace: Duration::from_millis(20),
         }
     }
 }
@@ -66,6 +72,7 @@ pub struct Session<F> {
     carried: Barrier,
     pools: Pools,
     syncs: Syncs,
+    early_syncs: EarlySyncs,
 }
 
 impl<F: FileSystem> Session<F> {
@@ -79,6 +86,7 @@ impl<F: FileSystem> Session<F> {
             carried: Barrier::new(),
             pools: Pools::default(),
             syncs: Syncs::default(),
+            early_syncs: EarlySyncs::new(limits.early_sync_grace),
         })
     }
 
@@ -145,6 +153,10 @@ impl<F: FileSystem> Session<F> {
             let refusal = error_header(id, Errno::ENOTCONN);
             return (if opcode.has_reply() { Step::Answer(refusal) } else { Step::NoAnswer }, None);
         }
+        if matches!(request.operation, Operation::Write { write_flags, .. } if write_flags.contains(WriteFlags::CACHE))
+        {
+            self.early_syncs.note_cached_write();
+        }
         let ticket = opcode.is_change().then(|| self.changes.enter());
         let step = match &request.operation {
             Operation::Syncfs => Step::Sync(id, request.node),
@@ -180,6 +192,9 @@ impl<F: FileSystem> Session<F> {
         let session = Arc::clone(self);
         self.syncs.request(&self.pools.syncs, node, Waiting { earlier, answer }, move |waiting| {
             session.settle(waiting.iter().map(|one| &one.earlier));
+            if session.early_syncs.await_quiet() {
+                session.changes.cut().wait().expect(NEVER_ABORTED);
+            }
             session.filesystem.syncfs(node)
         });
     }
@@ -241,6 +256,7 @@ impl<F: FileSystem> Session<F> {
             self.filesystem.destroy();
         }
         self.filesystem.init(agreement);
+        self.early_syncs.begin(agreement.flags.contains(InitFlags::WRITEBACK_CACHE));
         self.state.agree(agreement);
         tracing::info!(
             "a client speaks FUSE 7.{} (agreed 7.{}), features {:?}",
