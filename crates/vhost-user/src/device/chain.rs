@@ -134,3 +134,74 @@ fn read_indirect(map: &GuestMap, address: Option<u64>) -> Result<Descriptor, Cha
     let (words, _) = bytes.as_chunks::<8>();
     Ok(Descriptor::from_words([u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::ring::RingPlace;
+    use crate::memory::{Region, RegionPlace};
+
+    const SIZE: u32 = 8;
+
+    /// A ring at the start of 64 KiB whose table holds these descriptors: address, length, flags, next.
+    fn ring_of(descriptors: &[(u64, u32, u16, u16)]) -> (GuestMap, Ring) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(65536).unwrap();
+        let region = Region::map(RegionPlace { guest: 0, len: 65536, user: 0 }, file, 0).unwrap();
+        let map = GuestMap::default().with(region).unwrap();
+        put(&map, 0, descriptors);
+        let place = RingPlace { descriptors: 0, available: 1024, used: 2048 };
+        let ring = Ring::new(&map, place, SIZE, false).unwrap();
+        (map, ring)
+    }
+
+    fn put(map: &GuestMap, at: u64, descriptors: &[(u64, u32, u16, u16)]) {
+        for (index, (address, len, flags, next)) in descriptors.iter().enumerate() {
+            let mut spans = Spans::default();
+            map.add_to(&mut spans, at + 16 * index as u64, 16).unwrap();
+            spans.copy_from(0, &address.to_le_bytes());
+            spans.copy_from(8, &len.to_le_bytes());
+            spans.copy_from(12, &[flags.to_le_bytes(), next.to_le_bytes()].concat());
+        }
+    }
+
+    fn walk(descriptors: &[(u64, u32, u16, u16)]) -> (Result<(), ChainError>, usize, usize) {
+        let (map, ring) = ring_of(descriptors);
+        put(&map, 4096 + 3, &[(8192, 50, 1, 1), (9000, 60, 3, 2), (9100, 70, 2, 0)]);
+        let mut bytes = ChainBytes::default();
+        let result = bytes.collect(&ring, &map, 0);
+        (result, bytes.readable.bytes(), bytes.writable.bytes())
+    }
+
+    #[test]
+    fn a_chain_in_the_ring_and_one_in_a_table_are_the_same() {
+        assert_eq!(walk(&[(8192, 50, 1, 4), (0, 0, 0, 0), (1, 1, 1, 1)]), (Ok(()), 50, 0));
+        assert_eq!(walk(&[(8192, 50, 1, 1), (9000, 60, 3, 2), (9100, 70, 2, 0)]), (Ok(()), 50, 130));
+        // Wherever it lies, and behind others.
+        assert_eq!(walk(&[(4099, 48, 4, 0)]), (Ok(()), 50, 130));
+        assert_eq!(walk(&[(9500, 5, 1, 7), (0, 0, 0, 0)]), (Ok(()), 5, 0));
+        assert_eq!(walk(&[(9500, 5, 1, 1), (4099, 48, 4 | 2, 0)]), (Ok(()), 55, 130));
+    }
+
+    #[test]
+    fn what_was_found_before_a_mistake_is_kept() {
+        use ChainError::*;
+        assert_eq!(walk(&[(8192, 50, 1, 1), (9000, 60, 3, 8)]), (Err(Index), 50, 60));
+        assert_eq!(walk(&[(9500, 5, 1, 1), (4099, 32, 4, 0)]), (Err(Index), 55, 60));
+        assert_eq!(
+            walk(&[(8192, 50, 1, 1), (9000, 60, 3, 2), (0, 1, 0, 0)]),
+            (Err(ReadableAfterWritable), 50, 60)
+        );
+        assert_eq!(walk(&[(8192, 50, 1, 1), (65500, 60, 2, 0)]), (Err(OutsideMemory), 50, 36));
+        assert_eq!(walk(&[(8192, 50, 1, 1), (4099, 47, 4, 0)]), (Err(IndirectLength), 50, 0));
+        assert_eq!(walk(&[(8192, 50, 5, 1)]), (Err(IndirectWithNext), 0, 0));
+        assert_eq!(walk(&[(0, REQUEST_BYTES_MAX as u32 + 1, 0, 0)]), (Err(TooManyBytes), 0, 0));
+    }
+
+    #[test]
+    fn a_loop_ends() {
+        assert_eq!(walk(&[(8192, 0, 1, 0)]), (Err(ChainError::TooLong), 0, 0));
+        let (result, readable, _) = walk(&[(8192, 1, 1, 1), (8192, 1, 1, 0)]);
+        assert_eq!((result, readable), (Err(ChainError::TooLong), CHAIN_DESCRIPTORS_MAX as usize));
+    }
+}

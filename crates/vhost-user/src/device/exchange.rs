@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ashore_wire::abi::{IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE, OutHeader};
 use ashore_wire::reply::error_header;
 use ashore_wire::seam::{Backlog, Exchange, NoRoom, Payload, ReplyBody, TransferMode, head_length};
-use ashore_wire::{Errno, Request, RequestId};
+use ashore_wire::{Errno, Opcode, Request, RequestId};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::memory::{GuestMap, Spans};
@@ -115,8 +115,12 @@ impl Slot {
         Ok(())
     }
 
-    /// The opcode, if a header was read.
-    pub(crate) fn opcode(&self) -> Option<u32> {
+    /// How long the request may take.
+    pub(crate) fn kind(&self) -> Kind {
+        Kind::of(self.opcode().unwrap_or_default())
+    }
+
+    fn opcode(&self) -> Option<u32> {
         InHeader::ref_from_prefix(self.head.as_bytes()).ok().map(|(header, _)| header.opcode)
     }
 
@@ -143,6 +147,31 @@ impl Slot {
     pub(crate) fn recycle(&mut self) {
         self.head.clear();
         self.bulk.clear();
+    }
+}
+
+/// How long a request may keep its thread, and so the announcement of what was completed before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Kind {
+    /// Answered from what the host has in memory, most of the time.
+    Quick,
+    /// Moves data, and may wait for a disk or be held back by the host.
+    Data,
+    /// Waits by its nature.
+    Slow,
+}
+
+impl Kind {
+    fn of(opcode: u32) -> Kind {
+        use Opcode::*;
+        match Opcode::from_raw(opcode) {
+            Some(Read | Write) => Kind::Data,
+            Some(Fsync | Fsyncdir | Syncfs | Flush | Fallocate | CopyFileRange | CopyFileRange64) => {
+                Kind::Slow
+            }
+            Some(Setlkw | Ioctl | Destroy) => Kind::Slow,
+            _ => Kind::Quick,
+        }
     }
 }
 

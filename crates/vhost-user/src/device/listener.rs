@@ -96,7 +96,10 @@ impl Listener {
     /// To be called once for a number, before anything else in the process could use it.
     pub fn inherit(fd: RawFd) -> Result<Listener, ListenError> {
         // Checked before it is owned: a number without a file, or with another kind of file, is left alone.
-        if fs::metadata(format!("/proc/self/fd/{fd}")).map(|file| file.file_type().is_socket()).unwrap_or(false) {
+        if fs::metadata(format!("/proc/self/fd/{fd}"))
+            .map(|file| file.file_type().is_socket())
+            .unwrap_or(false)
+        {
             // SAFETY: the number is open, it is a socket, and whoever started us says that it is ours: it came with
             // the process, so no value in here owns it. A wrong number that passes for one would be refused by
             // `from_fd`, which closes it: no memory is unsafe for that.

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ashore_wire::Errno;
 use ashore_wire::reply::error_header;
 use ashore_wire::seam::RequestQueue;
-use ashore_wire::{Errno, Opcode};
 
 use super::QueueIndex;
 use super::chain::ChainError;
@@ -135,9 +135,7 @@ impl DeviceQueue {
         self.refresh_map();
         match slot.load(&self.shared.ring, &self.map, chain) {
             Ok(()) => {
-                if slot.opcode().is_some_and(waits_long) {
-                    self.shared.announce_now();
-                }
+                self.shared.announce_before(slot.kind());
                 Ok(Taken::Request(RingExchange::new(self.shared.clone(), slot)))
             }
             Err(error) => {
@@ -280,17 +278,6 @@ enum RingBroken {
     Head(u16),
     #[error("more requests are available than the ring has room for, beside those in flight")]
     TooManyInFlight,
-}
-
-/// Requests that may keep their thread for long, so that completions before them are announced first.
-fn waits_long(opcode: u32) -> bool {
-    use Opcode::*;
-    matches!(
-        Opcode::from_raw(opcode),
-        Some(
-            Fsync | Fsyncdir | Syncfs | Fallocate | CopyFileRange | CopyFileRange64 | Setlkw | Flush | Ioctl
-        )
-    )
 }
 
 /// Keeps a guest that sends nonsense from filling the log.

@@ -11,6 +11,10 @@
 //! A completion is published at once, because a guest that is looking anyway can go on with it. It is *announced*,
 //! which is what costs (a write to an eventfd here, an interrupt there), once a batch if it was made by the
 //! queue's own thread, which goes on to the next request; and at once if it was made by another thread.
+//!
+//! A batch ends when the queue is empty, after [`BATCH_MAX`] completions or [`BATCH_DELAY_MAX`], and before a
+//! request that may take much longer than what is in it (see [`Shared::announce_before`]). So a completion waits
+//! at most for one request of its own kind.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -23,7 +27,7 @@ use parking_lot::{Condvar, Mutex};
 use super::QueueIndex;
 use super::backlog::DeviceBacklog;
 use super::counters::Counters;
-use super::exchange::Slot;
+use super::exchange::{Kind, Slot};
 use super::fds::{self, Wake};
 use super::ring::Ring;
 use crate::memory::Memory;
@@ -94,6 +98,8 @@ struct Used {
     announced: u16,
     /// Since when there is something to announce.
     waiting_since: Option<Instant>,
+    /// Whether a quick one is among what is to be announced.
+    quick_waits: bool,
     /// The guest's interrupt; none if it looks by itself.
     call: Option<OwnedFd>,
     taken: u64,
@@ -113,6 +119,7 @@ impl Shared {
             next,
             announced: next,
             waiting_since: None,
+            quick_waits: false,
             call,
             taken: 0,
             finished: 0,
@@ -161,6 +168,7 @@ impl Shared {
 
     /// Gives a request back to the guest, with `written` bytes of reply.
     pub(crate) fn complete(&self, mut slot: Box<Slot>, written: u32) {
+        let quick = slot.kind() == Kind::Quick;
         slot.recycle();
         let mut used = self.used.lock();
         self.ring.write_used(used.next, slot.chain, written);
@@ -173,11 +181,24 @@ impl Shared {
         let batch_full = used.next.wrapping_sub(used.announced) >= BATCH_MAX;
         if batch_full || used.worker != Some(ThreadToken::of_this_thread()) {
             self.announce(&mut used);
-        } else if used.waiting_since.is_none() {
-            used.waiting_since = Some(Instant::now());
+        } else {
+            used.quick_waits |= quick;
+            used.waiting_since.get_or_insert_with(Instant::now);
         }
         if used.taken == used.finished {
             self.drained.notify_all();
+        }
+    }
+
+    /// Announces what must not wait for the request that comes now: what was quick does not wait for data to be
+    /// moved, and nothing waits for what is slow. Data waits for data, within the limits of a batch.
+    pub(crate) fn announce_before(&self, kind: Kind) {
+        if kind == Kind::Quick {
+            return;
+        }
+        let mut used = self.used.lock();
+        if used.quick_waits || kind == Kind::Slow {
+            self.announce(&mut used);
         }
     }
 
@@ -190,6 +211,7 @@ impl Shared {
         let (old, new) = (used.announced, used.next);
         used.announced = new;
         used.waiting_since = None;
+        used.quick_waits = false;
         if old == new || !self.ring.wants_notification(old, new) {
             return;
         }
