@@ -23,7 +23,10 @@ mod in_a_real_guest {
 
     impl Rig {
         fn new(shared: &Path) -> Self {
-            let server = Server::builder(shared).start().unwrap();
+            Self::with(Server::builder(shared).start().unwrap())
+        }
+
+        fn with(server: Server) -> Self {
             let guest = Guest::builder().cpus(1).share(Share::new(server.socket())).boot().unwrap();
             Self { guest, _server: server }
         }
@@ -91,6 +94,16 @@ mod in_a_real_guest {
     #[test]
     fn a_write_that_asks_to_be_stable_is_stable_when_it_returns() {
         is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("dsync")]);
+    }
+
+    /// Here the guest's kernel asks for stability in the WRITE itself and sends no FSYNC.
+    #[test]
+    fn such_a_write_is_stable_without_a_cache_in_the_guest_too() {
+        let disk = LoopImage::ext4(256).unwrap();
+        let server = Server::builder(disk.path()).arg("--cache").arg("never").start().unwrap();
+        let rig = Rig::with(server);
+        rig.run(&write_pattern("dsync"));
+        assert_eq!(disk.count_blocks(SEED).unwrap(), BLOCKS);
     }
 
     #[test]

@@ -17,25 +17,30 @@ mod in_a_real_guest {
 
     const WORK: &str = "
         set -e
+        step() { echo $(cut -d ' ' -f 1 /proc/uptime) $1; }
+        step unpack
         mkdir /mnt/share/tree
         cd /mnt/share/tree
         tar xf /tree.tar
         export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
         git -c init.defaultBranch=main init --quiet --template= .
         git config gc.auto 0
+        step add
         git add --all
+        step commit
         git commit --quiet --message one
+        step fsck
         git fsck --strict --no-progress
+        step status
         test -z \"$(git status --porcelain)\"
-        for folder in folder-*; do
-            cd $folder
-            rm *[13579]
-            for file in *[24680]; do mv $file moved-$file; done
-            cd ..
-        done
+        step halve
+        agent halve .
         mv folder-07 renamed
+        step status
         git status --porcelain | cut -c 1-2 | sort | uniq -c
-        sync";
+        step sync
+        sync
+        step end";
 
     #[test]
     fn host_and_guest_agree_about_a_tree_that_was_unpacked_committed_and_halved() {
@@ -72,7 +77,8 @@ mod in_a_real_guest {
             .file(tree_archive(archive.path()), "/tree.tar")
             .boot()
             .unwrap();
-        guest.spawn(WORK).unwrap().wait_for(Duration::from_secs(900)).unwrap().success().unwrap();
+        let steps = guest.spawn(WORK).unwrap().wait_for(Duration::from_secs(900)).unwrap();
+        println!("{}", steps.success().unwrap());
         agree(&guest, shared);
         // What the guest remembers must be right, and so must what it asks for anew.
         guest.run("umount /mnt/share && mount -t virtiofs share /mnt/share").unwrap().success().unwrap();
