@@ -8,11 +8,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{bind, connect, listen, socket_with, sockopt};
 
 /// Bytes of the longest path a Unix socket can have; its NUL makes it 108.
 const PATH_BYTES_MAX: usize = 107;
+/// VMMs that may wait to be served.
+const WAITING_MAX: i32 = 16;
 
 /// Why there is nothing to connect to.
 #[derive(Debug, thiserror::Error)]
@@ -69,10 +73,10 @@ impl Listener {
         if bytes > PATH_BYTES_MAX {
             return Err(ListenError::PathTooLong { path: path.to_owned(), bytes });
         }
-        let socket = match UnixListener::bind(path) {
+        let socket = match bind_for_owner(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(path)?;
-                UnixListener::bind(path)
+                bind_for_owner(path)
             }
             other => other,
         };
@@ -162,6 +166,19 @@ impl Drop for SocketFile {
     }
 }
 
+/// Listens at a path that only its owner may connect to: whoever can is given the shared files.
+///
+/// The mode is that of the socket when it is bound, less the umask. A server of files runs with an empty umask, so
+/// the mode must not be left to it, and setting it afterwards would leave a moment in which anybody could connect.
+fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &address)?;
+    listen(&socket, WAITING_MAX)?;
+    Ok(socket.into())
+}
+
 fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
@@ -217,6 +234,14 @@ mod tests {
         assert_eq!(listener.path(), Some(path.as_path()));
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_the_owner_may_connect() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = Listener::bind(&path).unwrap();
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]
