@@ -202,8 +202,8 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// What the threads share. The first line is read by everyone and written once a cut.
-#[repr(align(128))]
+/// What the threads share. The first line is read by everyone and written once a cut; the lock has a line of its own.
+#[repr(C, align(128))]
 struct Inner {
     /// The current epoch. Stored under the lock only.
     epoch: AtomicU64,
