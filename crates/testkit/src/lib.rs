@@ -9,3 +9,4 @@ pub use ashore_guest as guest;
 
 pub mod loopback;
 pub mod memory_fs;
+pub mod scripted;

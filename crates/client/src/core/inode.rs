@@ -80,7 +80,7 @@ pub(crate) struct InodeState {
     pub(crate) writer: bool,
     pub(crate) pages: PageTable,
     pub(crate) errors: ErrorLog,
-    /// When the oldest dirty page became dirty, or a little earlier.
+    /// When the oldest dirty page became dirty, or a little earlier; for times alone, when they did.
     dirty_since: Option<Moment>,
     next_serial: u64,
     in_flight: BTreeSet<Serial>,
@@ -251,9 +251,7 @@ impl InodeState {
         // The WRITE has moved the server's mtime; the client's has to be sent again.
         self.times_dirty |= self.owned;
         self.end_change(run.serial);
-        if self.pages.dirty() == 0 {
-            self.dirty_since = None;
-        }
+        self.forget_age_if_clean();
     }
 
     /// A change of this file goes to the server; [`InodeState::settled_before`] knows of it.
@@ -318,6 +316,7 @@ impl InodeState {
     pub(crate) fn take_times(&mut self) -> (Timestamp, Timestamp) {
         self.times_wanted = false;
         self.times_dirty = false;
+        self.forget_age_if_clean();
         (mtime(&self.attr), ctime(&self.attr))
     }
 
@@ -333,9 +332,7 @@ impl InodeState {
         self.version += 1;
         let first_gone = size.div_ceil(PAGE_SIZE as u64);
         let freed = self.pages.remove_range(first_gone..u64::MAX, false);
-        if self.pages.dirty() == 0 {
-            self.dirty_since = None;
-        }
+        self.forget_age_if_clean();
         let in_page = (size % PAGE_SIZE as u64) as usize;
         let tail = (in_page > 0).then(|| self.pages.lookup(size / PAGE_SIZE as u64));
         let zero_tail = match tail {
@@ -350,14 +347,21 @@ impl InodeState {
         self.pages.dirty() == 0 && !self.times_dirty && !self.times_wanted && self.in_flight.is_empty()
     }
 
-    /// When the oldest dirty page became dirty.
+    /// When the oldest thing that the server lacks (a page, the times) became dirty.
     pub(crate) fn dirty_since(&self) -> Option<Moment> {
         self.dirty_since
     }
 
     /// A writer of the cache has seen all that was dirty; what is dirty now counts from `now`.
     pub(crate) fn dirty_again_since(&mut self, now: Moment) {
-        self.dirty_since = (self.pages.dirty() > 0).then_some(now);
+        self.dirty_since = Some(now);
+        self.forget_age_if_clean();
+    }
+
+    fn forget_age_if_clean(&mut self) {
+        if self.pages.dirty() == 0 && !self.times_dirty {
+            self.dirty_since = None;
+        }
     }
 }
 
@@ -461,7 +465,13 @@ mod tests {
         assert_eq!(cut, Cut { freed: vec![PageId(2), PageId(3)], zero_tail: Some((PageId(1), 10)) });
         assert_eq!(file.pages.dirty(), 2);
         assert_eq!(file.cut_to(0).freed, [PageId(0), PageId(1)]);
-        assert_eq!((file.pages.dirty(), file.dirty_since()), (0, None));
+        assert_eq!(
+            (file.pages.dirty(), file.dirty_since()),
+            (0, Some(Moment(1))),
+            "the times are still to be sent"
+        );
+        file.take_times();
+        assert_eq!(file.dirty_since(), None);
     }
 
     #[test]
