@@ -69,10 +69,24 @@ fn unpack(apt: &Apt, release: &str) -> Result<()> {
     for entry in fs::read_dir(&downloads)? {
         extract(&entry?.path(), &tree)?;
     }
-    if !tree.join("boot").join(format!("vmlinuz-{release}")).exists() {
-        bail!("the packages of kernel {release} hold no boot/vmlinuz-{release}: please report this");
-    }
+    put_image_into_boot(&tree, release)?;
     fs::rename(&tree, kernels.join(release)).context("moving the kernel to its place in the cache")
+}
+
+/// Kernels for Debian 14 have their image among the modules.
+fn put_image_into_boot(tree: &Path, release: &str) -> Result<()> {
+    let image = tree.join("boot").join(format!("vmlinuz-{release}"));
+    let among_modules = tree.join("usr/lib/modules").join(release).join("vmlinuz");
+    if !image.exists() && among_modules.exists() {
+        fs::create_dir_all(tree.join("boot"))?;
+        fs::rename(among_modules, &image)?;
+    }
+    if !image.exists() {
+        bail!(
+            "the packages of kernel {release} hold no image of it where one was expected: please report this"
+        );
+    }
+    Ok(())
 }
 
 /// Older kernels come in one package; newer ones have image and modules in packages of their own.
