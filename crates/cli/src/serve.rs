@@ -116,6 +116,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     sync_timeout: u64,
 
+    /// How long the last sync may take after SIGTERM or SIGINT, in seconds, before the process ends without it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    last_call_timeout: u64,
+
     /// How long writes from the guest's cache must have been quiet before a sync is carried out, in milliseconds, for
     /// guests that send SYNCFS before their data (Linux 6.18.21, 6.19.11, 7.0 and later); 0: not at all
     #[arg(long, value_name = "MS", default_value_t = 20)]
@@ -154,7 +158,8 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         Worker::new(Arc::clone(&queue_session)).run(queue);
     })?;
     let stop = device.stop_handle();
-    signals::on_end(move || stop.stop()).context("signals cannot be received")?;
+    signals::on_end(Duration::from_secs(arguments.last_call_timeout), move || stop.stop())
+        .context("signals cannot be received")?;
     println!("{}", arguments.ready_line());
 
     loop {

@@ -3,27 +3,40 @@
 use std::io;
 use std::process;
 use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// The exit code of a server that was told twice to end: its last sync was not waited for.
-const EXIT_IMPATIENT: i32 = 1;
+/// The exit code of a server whose last sync was not waited for.
+const EXIT_UNSYNCED: i32 = 1;
 
-/// Calls `stop` at the first SIGTERM, SIGINT or SIGHUP. A second one ends the process there and then, for a disk that
-/// never answers must not keep it alive.
-pub(crate) fn on_end(stop: impl Fn() + Send + 'static) -> io::Result<()> {
+/// Calls `stop` at the first SIGTERM, SIGINT or SIGHUP. A disk that never answers must not keep the process alive: a
+/// second signal ends it there and then, and so does `patience` without an end.
+pub(crate) fn on_end(patience: Duration, stop: impl Fn() + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::Builder::new().name("ashore-signals".into()).spawn(move || {
         for (count, signal) in signals.forever().enumerate() {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             if count > 0 {
                 tracing::error!("{name} once more: ending without waiting for the last sync");
-                process::exit(EXIT_IMPATIENT);
+                process::exit(EXIT_UNSYNCED);
             }
             tracing::info!("{name}: ending after a last sync");
             stop();
+            limit(patience);
         }
     })?;
     Ok(())
+}
+
+fn limit(patience: Duration) {
+    let watchdog = thread::Builder::new().name("ashore-patience".into()).spawn(move || {
+        thread::sleep(patience);
+        tracing::error!("the last sync did not end within {patience:?}; what was changed may not be stable");
+        process::exit(EXIT_UNSYNCED);
+    });
+    if let Err(error) = watchdog {
+        tracing::warn!("nothing limits how long the last sync may take: {error}");
+    }
 }
