@@ -63,11 +63,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// Building is done here and not left to the first use, so that one can watch it.
 fn build_server() -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--package", "ashore", "--bin", "ashore", "--target-dir"]);
+    cargo.args(["build", "--package", "ashore", "--bin", "ashore"]);
+    cargo.arg("--target-dir").arg(ashore_guest::target_dir()?);
     if !io::stderr().is_terminal() {
         cargo.arg("--quiet");
     }
-    if !cargo.arg(ashore_guest::target_dir()?).status()?.success() {
+    if !cargo.status().context("cannot start cargo: is it in PATH?")?.success() {
         bail!("the server could not be built; `--server` takes the command line of another one");
     }
     Ok(())
