@@ -80,7 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     let chosen = chosen(&options.steps)?;
     for step in &chosen {
-        let outcome = step.run()?;
+        let outcome = step.run(options.keep_going)?;
         let succeeded = outcome.succeeded;
         outcomes.push(outcome);
         if interrupt.is_noted() {
@@ -109,13 +109,13 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Step>> {
 }
 
 impl Step {
-    fn run(&self) -> Result<Outcome> {
+    fn run(&self, keep_going: bool) -> Result<Outcome> {
         println!("\n== {}: {}", self.name, self.purpose);
         let start = Instant::now();
         if self.needs_setup {
             setup::ensure(DEFAULT_KERNEL)?;
         }
-        let (succeeded, passed, failed) = self.cargo()?;
+        let (succeeded, passed, failed) = self.cargo(keep_going)?;
         // A step that fails without a failed test did not get as far as its tests.
         let failed = if succeeded { failed } else { failed.max(1) };
         let time = start.elapsed();
@@ -124,9 +124,14 @@ impl Step {
     }
 
     /// Output is passed on line by line as it comes, and the lines that sum up tests are added.
-    fn cargo(&self) -> Result<(bool, usize, usize)> {
+    fn cargo(&self, keep_going: bool) -> Result<(bool, usize, usize)> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(self.arguments).stdout(Stdio::piped());
+        let (command, rest) = self.arguments.split_at(1);
+        cargo.args(command).stdout(Stdio::piped());
+        if keep_going && command == ["test"] {
+            cargo.arg("--no-fail-fast");
+        }
+        cargo.args(rest);
         let mut child = cargo.spawn().context("cannot start cargo: is it in PATH?")?;
         let output = child.stdout.take().context("the step's output was not captured")?;
         let (mut passed, mut failed) = (0, 0);
