@@ -1,25 +1,296 @@
 //! A host directory as a file system.
+//!
+//! [`Passthrough`] implements [`FileSystem`] on the host's system calls. The implementation of the trait at the end of
+//! this file is the table of contents: each method is one line, and leads to the file of its theme.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `inodes.rs` | what a client has looked up: node ids, handles, a bounded number of descriptors |
+//! | `places.rs` | the mounts a share is made of, also those made after it was opened |
+//! | `names.rs`, `attributes.rs`, `data.rs`, `directory.rs`, `xattr.rs` | the operations |
+//! | `handles.rs` | what a client has open |
+//! | `credentials.rs` | files belong to the caller who made them |
+//! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
+//! | `hostfs.rs`, `backing.rs` | the host's file systems: rounds of syncs, errors, and what cannot be stable |
+//! | `host.rs`, `sys.rs` | system calls, the latter with all `unsafe` of this crate |
+//!
+//! # What the process has to see to
+//!
+//! - The umask should be 0: a client has applied its own, and the host would apply the process's on top. It is not set
+//!   here, for it is the whole process's; a warning says so if it is not 0.
+//! - Its supplementary groups should be none: while a file is made for a caller who sends groups they are replaced,
+//!   otherwise they are left alone.
+//! - /proc must be mounted when the share is opened, and the process that opens the share must be the one that serves
+//!   it: /proc/self/fd is opened once and kept.
+//! - Threads that serve requests must have the ids and capabilities of the thread that opened the share.
+//!
+//! # Mounts below
+//!
+//! A descriptor is kept on each host file system that was seen, for the whole life of the share: errors could not be
+//! reported truly otherwise. So a mount below the share cannot be unmounted on the host (EBUSY) while the share is
+//! open; `umount --lazy` works.
 
 #![deny(unsafe_code)]
 
+mod attributes;
+mod backing;
+mod credentials;
+mod data;
+mod directory;
+mod handles;
+mod host;
+mod hostfs;
+mod inodes;
+mod names;
 mod options;
+mod places;
+mod sync;
+mod sys;
+mod xattr;
 
-use ashore_server::{Attributes, Caller, Entry, FileSystem, Result};
-use ashore_wire::flags::InitFlags;
-use ashore_wire::{Errno, FileHandle, Name, NodeId};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use ashore_server::{
+    Attributes, Caller, Created, Entry, FileSystem, Opened, Read, Result, SetAttributes, Write,
+};
+use ashore_wire::abi::{CopyFileRangeIn, Kstatfs, Statx};
+use ashore_wire::flags::{InitFlags, OpenRequestFlags};
+use ashore_wire::init::Agreement;
+use ashore_wire::seam::{Payload, ReplyBody};
+use ashore_wire::{DirentBuffer, Errno, FileHandle, LockOwner, Name, NodeId};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno as HostErrno;
+
+pub use backing::Backing;
+pub use hostfs::{HostFileSystems, SyncCall};
 pub use options::{CachePolicy, Durability, InodeFileHandles, Options, StartError};
 
-/// A host directory as a file system.
-#[derive(Debug)]
+use credentials::{AsCaller, Credentials};
+use handles::Handles;
+use host::FileIdentity;
+use inodes::{Found, Inodes, Location, SharedFd};
+use places::{Place, Places, Refusal, identity_of};
+
+/// A host directory as a file system, for one client at a time.
 pub struct Passthrough {
     options: Options,
+    root: Root,
+    inodes: Inodes,
+    handles: Handles,
+    places: Places,
+    credentials: Credentials,
+    /// Features agreed with the client, as [`InitFlags`].
+    agreed: AtomicU64,
+    /// Extended attributes can be reached relative to a directory.
+    relative_xattrs: bool,
+}
+
+/// The shared directory itself.
+struct Root {
+    descriptor: SharedFd,
+    place: u32,
+    kind: u32,
+}
+
+/// An inode a request acts on.
+struct Inode<'a> {
+    place: &'a Place,
+    /// The kind of file: the bits of `S_IFMT`.
+    kind: u32,
+    descriptor: SharedFd,
+}
+
+impl Inode<'_> {
+    /// A path descriptor.
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    fn shared_fd(&self) -> SharedFd {
+        Arc::clone(&self.descriptor)
+    }
 }
 
 impl Passthrough {
-    /// Opens the shared directory.
+    /// Opens a share. Its syncs share rounds with those of all other shares of this process.
     pub fn new(options: Options) -> std::result::Result<Passthrough, StartError> {
-        Ok(Passthrough { options })
+        Passthrough::with_hosts(options, HostFileSystems::of_this_process())
+    }
+
+    /// Opens a share whose host file systems are synced by `hosts`.
+    pub fn with_hosts(
+        options: Options,
+        hosts: Arc<HostFileSystems>,
+    ) -> std::result::Result<Passthrough, StartError> {
+        let descriptors = rustix::fs::open(
+            c"/proc/self/fd",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| StartError::NoProc { source: errno.into() })?;
+        let share = open_share(&options)?;
+        let open_error = |errno: HostErrno| StartError::OpenShare {
+            path: options.shared_dir.clone(),
+            source: errno.into(),
+        };
+        let identity = identity_of(&share).map_err(open_error)?;
+        if !matches!(identity.kind, libc::S_IFDIR | libc::S_IFREG) {
+            return Err(StartError::NotShareable { path: options.shared_dir.clone() });
+        }
+        let places = Places::new(hosts, &options, descriptors);
+        let place =
+            places.enter(&identity, share.as_fd()).map_err(|refusal| refused(&options, refusal))?.index;
+        warn_of_options(&options);
+        Ok(Passthrough {
+            root: Root { descriptor: Arc::new(share), place, kind: identity.kind },
+            inodes: Inodes::new(options.descriptor_bound),
+            handles: Handles::default(),
+            credentials: Credentials::of_this_thread(),
+            agreed: AtomicU64::new(0),
+            relative_xattrs: xattr::has_relative_calls(places.descriptors()),
+            places,
+            options,
+        })
+    }
+
+    /// How it is shared.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The host file systems seen so far, and what they cannot do.
+    pub fn host_file_systems(&self) -> Vec<Backing> {
+        self.places.ledgers().iter().filter_map(|ledger| ledger.host().backing()).collect()
+    }
+
+    /// Nodes that the client has looked up and not forgotten, the root left out.
+    pub fn looked_up(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Files and directories the client has open.
+    pub fn open_handles(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Finds an inode, and opens it as a path if it is not open.
+    fn inode(&self, node: NodeId) -> Result<Inode<'_>> {
+        if node == NodeId::ROOT {
+            let Root { descriptor, place, kind } = &self.root;
+            let descriptor = Arc::clone(descriptor);
+            return Ok(Inode { place: self.places.at(*place), kind: *kind, descriptor });
+        }
+        let found = self.inodes.find(node).ok_or(Errno::ESTALE)?;
+        let place = self.places.at(found.candidate.key.place);
+        let descriptor = match &found.location {
+            Location::Descriptor(descriptor) => Arc::clone(descriptor),
+            _ => self.open_again(node, place, &found)?,
+        };
+        Ok(Inode { place, kind: found.candidate.kind, descriptor })
+    }
+
+    fn open_again(&self, node: NodeId, place: &Place, found: &Found) -> Result<SharedFd> {
+        let handle = found.location.handle().ok_or(Errno::ESTALE)?;
+        let opened = place.open_by_handle(&handle, OFlags::PATH);
+        let opened = opened.inspect_err(|errno| self.note_stale(node, *errno))?;
+        if !found.verified {
+            self.verify(node, place, found, opened.as_fd())?;
+        }
+        let descriptor = Arc::new(opened);
+        self.inodes.cache(node, &descriptor);
+        Ok(descriptor)
+    }
+
+    /// Attributes and handle were taken by name, one after the other. If the name was given to another file in between,
+    /// this is where it comes out.
+    fn verify(&self, node: NodeId, place: &Place, found: &Found, opened: BorrowedFd<'_>) -> Result<()> {
+        let identity = identity_of(opened).map_err(host::told)?;
+        let FileIdentity { ino, kind, birth, .. } = identity;
+        let expected = &found.candidate;
+        if !place.holds(&identity) || (ino, kind, birth) != (expected.key.ino, expected.kind, expected.birth)
+        {
+            self.inodes.abandon(node);
+            return Err(Errno::ESTALE);
+        }
+        self.inodes.verified(node);
+        Ok(())
+    }
+
+    /// An inode that is gone must not be found again by a file that gets its number.
+    fn note_stale(&self, node: NodeId, errno: Errno) {
+        if errno == Errno::ESTALE {
+            self.inodes.abandon(node);
+        }
+    }
+
+    /// Where a node is, without opening it.
+    fn place_of(&self, node: NodeId) -> Result<&Place> {
+        if node == NodeId::ROOT {
+            return Ok(self.places.at(self.root.place));
+        }
+        let found = self.inodes.find(node).ok_or(Errno::ESTALE)?;
+        Ok(self.places.at(found.candidate.key.place))
+    }
+
+    fn agreed(&self, feature: InitFlags) -> bool {
+        self.agreed.load(Ordering::Relaxed) & feature.bits() != 0
+    }
+
+    fn refuse_if_readonly(&self) -> Result<()> {
+        if self.options.readonly { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
+    /// Takes on the caller's ids, to make a file that belongs to him.
+    fn become_caller(&self, caller: &Caller<'_>) -> Result<AsCaller<'_>> {
+        self.credentials.become_caller(caller, !self.agreed(InitFlags::CREATE_SUPP_GROUP))
+    }
+}
+
+impl std::fmt::Debug for Passthrough {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Passthrough").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+fn open_share(options: &Options) -> std::result::Result<OwnedFd, StartError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let path = options.shared_dir.as_path();
+    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::empty()) {
+        Ok(share) => Ok(share),
+        Err(HostErrno::NOSYS) => Err(StartError::KernelTooOld),
+        Err(errno) => Err(StartError::OpenShare { path: path.to_owned(), source: errno.into() }),
+    }
+}
+
+fn refused(options: &Options, refusal: Refusal) -> StartError {
+    let path = options.shared_dir.clone();
+    match refusal {
+        Refusal::NoHandles(errno) => StartError::NoFileHandles { path, source: errno.into() },
+        Refusal::NotDurable(why) => StartError::NotDurable { path, why },
+        Refusal::TooMany => StartError::OpenShare { path, source: HostErrno::NFILE.into() },
+    }
+}
+
+fn warn_of_options(options: &Options) {
+    if options.durability == Durability::Relaxed {
+        tracing::warn!(
+            "durability is relaxed: a sync covers one host file system, leaving covers none, and single writes are \
+             not made stable though they ask for it"
+        );
+    }
+    if options.writeback && !options.writeback_granted() {
+        tracing::warn!(
+            "no write-back cache is granted, for every change is to be stable before it is acknowledged"
+        );
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("0").trim();
+    if u32::from_str_radix(umask, 8).is_ok_and(|umask| umask != 0) {
+        tracing::warn!("files the client makes will lack the permissions of this process's umask {umask}");
     }
 }
 
@@ -27,22 +298,230 @@ impl FileSystem for Passthrough {
     fn features(&self) -> InitFlags {
         self.options.features()
     }
-    fn lookup(&self, _: &Caller<'_>, _: NodeId, _: Name<'_>) -> Result<Entry> {
-        Err(Errno::ENOSYS)
+
+    fn init(&self, agreement: &Agreement) {
+        self.destroy();
+        self.agreed.store(agreement.flags.bits(), Ordering::Relaxed);
+        self.places.ledgers().iter().for_each(|ledger| ledger.begin_session());
     }
-    fn forget(&self, _: NodeId, _: u64) {}
-    fn getattr(&self, _: &Caller<'_>, _: NodeId, _: Option<FileHandle>) -> Result<Attributes> {
-        let _ = (self.options.cache.timeout(), self.options.cache.file_flags());
-        let _ = self.options.cache.directory_flags();
-        Err(Errno::ENOSYS)
+
+    fn destroy(&self) {
+        self.handles.clear();
+        self.inodes.clear();
     }
-    fn fsync(&self, _: NodeId, _: FileHandle, _: bool) -> Result<()> {
-        Err(Errno::EIO)
+
+    fn lookup(&self, _: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        names::lookup(self, parent, name)
     }
-    fn fsyncdir(&self, _: NodeId, _: FileHandle, _: bool) -> Result<()> {
-        Err(Errno::EIO)
+
+    fn forget(&self, node: NodeId, lookups: u64) {
+        self.inodes.forget(node, lookups);
     }
-    fn syncfs(&self, _: NodeId) -> Result<()> {
-        Err(Errno::EIO)
+
+    fn getattr(&self, _: &Caller<'_>, node: NodeId, handle: Option<FileHandle>) -> Result<Attributes> {
+        attributes::getattr(self, node, handle)
+    }
+
+    fn statx(
+        &self,
+        _: &Caller<'_>,
+        node: NodeId,
+        handle: Option<FileHandle>,
+        flags: u32,
+        mask: u32,
+    ) -> Result<(Statx, Duration)> {
+        attributes::statx(self, node, handle, flags, mask)
+    }
+
+    fn setattr(&self, caller: &Caller<'_>, node: NodeId, set: &SetAttributes<'_>) -> Result<Attributes> {
+        attributes::setattr(self, caller, node, set)
+    }
+
+    fn readlink(&self, _: &Caller<'_>, node: NodeId) -> Result<Vec<u8>> {
+        names::readlink(self, node)
+    }
+
+    fn symlink(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, target: &CStr) -> Result<Entry> {
+        names::symlink(self, caller, parent, name, target)
+    }
+
+    fn mknod(
+        &self,
+        caller: &Caller<'_>,
+        parent: NodeId,
+        name: Name<'_>,
+        mode: u32,
+        _: u32,
+        device: u32,
+    ) -> Result<Entry> {
+        names::mknod(self, caller, parent, name, mode, device)
+    }
+
+    fn mkdir(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, _: u32) -> Result<Entry> {
+        names::mkdir(self, caller, parent, name, mode)
+    }
+
+    fn unlink(&self, _: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<()> {
+        names::remove(self, parent, name, AtFlags::empty())
+    }
+
+    fn rmdir(&self, _: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<()> {
+        names::remove(self, parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn rename(
+        &self,
+        _: &Caller<'_>,
+        parent: NodeId,
+        name: Name<'_>,
+        new_parent: NodeId,
+        new_name: Name<'_>,
+        flags: u32,
+    ) -> Result<()> {
+        names::rename(self, (parent, name), (new_parent, new_name), flags)
+    }
+
+    fn link(&self, _: &Caller<'_>, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
+        names::link(self, node, parent, name)
+    }
+
+    fn open(&self, _: &Caller<'_>, node: NodeId, flags: u32, open_flags: OpenRequestFlags) -> Result<Opened> {
+        data::open(self, node, flags, open_flags)
+    }
+
+    fn create(
+        &self,
+        caller: &Caller<'_>,
+        parent: NodeId,
+        name: Name<'_>,
+        flags: u32,
+        mode: u32,
+        _: u32,
+        open_flags: OpenRequestFlags,
+    ) -> Result<Created> {
+        names::create(self, caller, parent, name, (flags, mode), open_flags)
+    }
+
+    fn tmpfile(&self, caller: &Caller<'_>, parent: NodeId, flags: u32, mode: u32, _: u32) -> Result<Created> {
+        names::tmpfile(self, caller, parent, flags, mode)
+    }
+
+    fn read(&self, node: NodeId, read: &Read, target: &mut dyn ReplyBody) -> Result<usize> {
+        data::read(self, node, read, target)
+    }
+
+    fn write(&self, _: &Caller<'_>, node: NodeId, write: &Write, payload: &mut dyn Payload) -> Result<usize> {
+        data::write(self, node, write, payload)
+    }
+
+    fn statfs(&self, node: NodeId) -> Result<Kstatfs> {
+        attributes::statfs(self, node)
+    }
+
+    fn release(&self, node: NodeId, handle: FileHandle, _: LockOwner) -> Result<()> {
+        data::release(self, node, handle)
+    }
+
+    fn flush(&self, node: NodeId, handle: FileHandle, _: LockOwner) -> Result<()> {
+        sync::flush(self, node, handle)
+    }
+
+    fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()> {
+        sync::fsync(self, node, handle, data_only)
+    }
+
+    fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()> {
+        sync::fsync(self, node, handle, data_only)
+    }
+
+    fn syncfs(&self, node: NodeId) -> Result<()> {
+        sync::syncfs(self, node)
+    }
+
+    fn last_call(&self) -> Result<()> {
+        sync::last_call(self)
+    }
+
+    fn setxattr(
+        &self,
+        _: &Caller<'_>,
+        node: NodeId,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        _: u32,
+    ) -> Result<()> {
+        xattr::setxattr(self, node, name, value, flags)
+    }
+
+    fn getxattr(&self, _: &Caller<'_>, node: NodeId, name: &CStr, buffer: &mut [u8]) -> Result<usize> {
+        xattr::getxattr(self, node, name, buffer)
+    }
+
+    fn listxattr(&self, _: &Caller<'_>, node: NodeId, buffer: &mut [u8]) -> Result<usize> {
+        xattr::listxattr(self, node, buffer)
+    }
+
+    fn removexattr(&self, _: &Caller<'_>, node: NodeId, name: &CStr) -> Result<()> {
+        xattr::removexattr(self, node, name)
+    }
+
+    fn opendir(&self, _: &Caller<'_>, node: NodeId, flags: u32) -> Result<Opened> {
+        directory::opendir(self, node, flags)
+    }
+
+    fn readdir(
+        &self,
+        _: &Caller<'_>,
+        node: NodeId,
+        handle: FileHandle,
+        offset: u64,
+        names: &mut DirentBuffer,
+    ) -> Result<()> {
+        directory::readdir(self, node, handle, offset, names)
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Caller<'_>,
+        node: NodeId,
+        handle: FileHandle,
+        offset: u64,
+        names: &mut DirentBuffer,
+    ) -> Result<()> {
+        directory::readdirplus(self, node, handle, offset, names)
+    }
+
+    fn releasedir(&self, node: NodeId, handle: FileHandle) -> Result<()> {
+        data::release(self, node, handle)
+    }
+
+    fn access(&self, caller: &Caller<'_>, node: NodeId, mask: u32) -> Result<()> {
+        attributes::access(self, caller, node, mask)
+    }
+
+    fn fallocate(
+        &self,
+        caller: &Caller<'_>,
+        node: NodeId,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<()> {
+        data::fallocate(self, caller, node, handle, (offset, length), mode)
+    }
+
+    fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64> {
+        data::lseek(self, node, handle, offset, whence)
+    }
+
+    fn copy_file_range(
+        &self,
+        caller: &Caller<'_>,
+        node: NodeId,
+        arguments: &CopyFileRangeIn,
+    ) -> Result<usize> {
+        data::copy_file_range(self, caller, node, arguments)
     }
 }

@@ -1,0 +1,327 @@
+//! The host's file systems, as this process syncs them.
+//!
+//! There is one [`HostFs`] for each, however many shares reach it. It holds one descriptor from the moment the file
+//! system is first seen, before any change reaches it through us: the kernel reports a write-back error once to each
+//! open descriptor *that is older than the error*, so this one hears of every error, also of those another process was
+//! told first. As the one descriptor hears of each error once, and many may ask, it counts them (see [`Failures`]).
+//!
+//! Syncs that overlap share rounds, across all clients of this process:
+//!
+//! ```text
+//!   round 1 |===== syncfs(2) =====|
+//!   A joins ^   B, C join ^       | round 2 |===== syncfs(2) =====|
+//!                                 A returns                       B, C return
+//! ```
+//!
+//! A caller may only share a round that began after it came, so n that overlap cost at most two.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::Instant;
+
+use ashore_wire::Errno;
+use parking_lot::{Condvar, Mutex};
+
+use crate::backing::Backing;
+use crate::host;
+
+/// Makes a host file system stable, given its device number and a descriptor on it.
+pub type SyncCall = dyn Fn(u64, BorrowedFd<'_>) -> rustix::io::Result<()> + Send + Sync;
+
+/// All host file systems that are in use by shares.
+///
+/// One for the whole process will do, see [`HostFileSystems::of_this_process`].
+pub struct HostFileSystems {
+    by_device: Mutex<HashMap<u64, Weak<HostFs>>>,
+    sync_call: Arc<SyncCall>,
+}
+
+impl HostFileSystems {
+    /// The registry that all shares of this process should use, so that their syncs can share rounds.
+    pub fn of_this_process() -> Arc<HostFileSystems> {
+        static REGISTRY: OnceLock<Arc<HostFileSystems>> = OnceLock::new();
+        let registry =
+            REGISTRY.get_or_init(|| HostFileSystems::with_sync_call(|_, file| rustix::fs::syncfs(file)));
+        Arc::clone(registry)
+    }
+
+    /// A registry of its own that syncs by `sync_call` in place of syncfs(2): to count syncs, delay them, or make them
+    /// fail.
+    pub fn with_sync_call(
+        sync_call: impl Fn(u64, BorrowedFd<'_>) -> rustix::io::Result<()> + Send + Sync + 'static,
+    ) -> Arc<HostFileSystems> {
+        Arc::new(HostFileSystems { by_device: Mutex::default(), sync_call: Arc::new(sync_call) })
+    }
+
+    /// The file system of this device; `descriptor` is to be kept if it has none yet.
+    pub(crate) fn reach(&self, device: u64, descriptor: Option<OwnedFd>) -> Arc<HostFs> {
+        let mut by_device = self.by_device.lock();
+        by_device.retain(|_, host| host.strong_count() > 0);
+        if let Some(host) = by_device.get(&device).and_then(Weak::upgrade) {
+            drop(by_device);
+            if let Some(descriptor) = descriptor {
+                host.offer(descriptor);
+            }
+            return host;
+        }
+        let host = Arc::new(HostFs {
+            device,
+            descriptor: descriptor.map(OnceLock::from).unwrap_or_default(),
+            rounds: Mutex::new(Rounds {
+                failures: Failures { count: 0, last: Errno::EIO },
+                ..Default::default()
+            }),
+            ended: Condvar::new(),
+            sync_call: Arc::clone(&self.sync_call),
+        });
+        by_device.insert(device, Arc::downgrade(&host));
+        host
+    }
+}
+
+impl std::fmt::Debug for HostFileSystems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostFileSystems").field("devices", &self.by_device.lock().len()).finish()
+    }
+}
+
+/// Failures to make something stable: how many there have been, and what the last one was.
+///
+/// Whoever may have lost something by one remembers the count it was last *told* of. The count being higher, it has
+/// not been told. This is how many share one report of the kernel, and none misses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failures {
+    /// How many.
+    pub(crate) count: u64,
+    /// The last one.
+    pub(crate) last: Errno,
+}
+
+impl Failures {
+    /// One more.
+    pub(crate) fn add(&mut self, errno: Errno) {
+        self.count += 1;
+        self.last = errno;
+    }
+}
+
+impl Default for Failures {
+    fn default() -> Failures {
+        Failures { count: 0, last: Errno::EIO }
+    }
+}
+
+/// One host file system.
+pub(crate) struct HostFs {
+    device: u64,
+    descriptor: OnceLock<OwnedFd>,
+    rounds: Mutex<Rounds>,
+    ended: Condvar,
+    sync_call: Arc<SyncCall>,
+}
+
+/// Rounds of syncs; at most one is under way.
+#[derive(Default)]
+struct Rounds {
+    begun: u64,
+    ended: u64,
+    failures: Failures,
+}
+
+impl HostFs {
+    /// The device number, as stat(2) has it.
+    pub(crate) fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// Whether there is a descriptor to sync it by.
+    pub(crate) fn can_sync(&self) -> bool {
+        self.descriptor.get().is_some()
+    }
+
+    /// Keeps a descriptor to sync it by, if it has none.
+    pub(crate) fn offer(&self, descriptor: OwnedFd) {
+        let _ = self.descriptor.set(descriptor);
+    }
+
+    /// What it is made of.
+    pub(crate) fn backing(&self) -> Option<Backing> {
+        self.descriptor.get().map(|descriptor| Backing::of(descriptor, self.device))
+    }
+
+    /// What went wrong so far.
+    pub(crate) fn failures(&self) -> Failures {
+        self.rounds.lock().failures
+    }
+
+    /// Something on it could not be made stable, as another call than syncfs(2) found.
+    pub(crate) fn record_failure(&self, errno: Errno) {
+        self.rounds.lock().failures.add(errno);
+    }
+
+    /// Returns when a sync that began after this call has ended; [`HostFs::failures`] says how it went. Fails if
+    /// `deadline` comes first.
+    pub(crate) fn stabilise(self: &Arc<Self>, deadline: Option<Instant>) -> Result<(), Errno> {
+        let mut rounds = self.rounds.lock();
+        let needed = rounds.begun + 1;
+        while rounds.ended < needed {
+            if rounds.begun > rounds.ended {
+                match deadline {
+                    None => self.ended.wait(&mut rounds),
+                    Some(deadline) if self.ended.wait_until(&mut rounds, deadline).timed_out() => {
+                        return Err(self.timed_out());
+                    }
+                    Some(_) => {}
+                }
+                continue;
+            }
+            rounds.begun += 1;
+            drop(rounds);
+            self.run_round(deadline.is_some());
+            rounds = self.rounds.lock();
+        }
+        Ok(())
+    }
+
+    /// Runs the round that has just begun; on a thread of its own if the caller must not be held up with it.
+    fn run_round(self: &Arc<Self>, detached: bool) {
+        if detached {
+            let host = Arc::clone(self);
+            let thread = thread::Builder::new().name("ashore-syncfs".into());
+            if thread.spawn(move || host.end_round(host.sync())).is_ok() {
+                return;
+            }
+            tracing::warn!("no thread for a sync; it will not be bounded in time");
+        }
+        self.end_round(self.sync());
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        let descriptor = self.descriptor.get().ok_or(Errno::EIO)?;
+        loop {
+            match (self.sync_call)(self.device, descriptor.as_fd()) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => return outcome.map_err(host::told),
+            }
+        }
+    }
+
+    fn end_round(&self, outcome: Result<(), Errno>) {
+        let mut rounds = self.rounds.lock();
+        // The result is recorded before anybody is let go.
+        rounds.ended = rounds.begun;
+        if let Err(errno) = outcome {
+            rounds.failures.add(errno);
+        }
+        let failures = rounds.failures;
+        drop(rounds);
+        self.ended.notify_all();
+        if let Err(errno) = outcome {
+            tracing::error!(
+                "syncing the host file system {} failed: {errno}; data may be lost (failure {} of it)",
+                self.name(),
+                failures.count
+            );
+        }
+    }
+
+    fn timed_out(&self) -> Errno {
+        tracing::error!("syncing the host file system {} takes longer than allowed; told EIO", self.name());
+        Errno::EIO
+    }
+
+    /// How to speak of it in the log.
+    fn name(&self) -> String {
+        let number = format!("{}:{}", rustix::fs::major(self.device), rustix::fs::minor(self.device));
+        self.backing()
+            .map_or(number.clone(), |backing| format!("{} ({}, {number})", backing.mount_point, backing.kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn descriptor() -> Option<OwnedFd> {
+        Some(tempfile::tempfile().unwrap().into())
+    }
+
+    #[test]
+    fn one_device_has_one_file_system_while_it_is_in_use() {
+        let hosts = HostFileSystems::with_sync_call(|_, _| Ok(()));
+        let first = hosts.reach(7, descriptor());
+        assert!(Arc::ptr_eq(&first, &hosts.reach(7, None)));
+        assert!(!Arc::ptr_eq(&first, &hosts.reach(8, None)));
+        first.record_failure(Errno::EIO);
+        drop(first);
+        assert_eq!(hosts.reach(7, None).failures().count, 0, "it went with the last user");
+    }
+
+    /// Aim: n overlapping callers cost two host syncs. Method: the first is held until 16 more have joined.
+    #[test]
+    fn overlapping_syncs_cost_two_and_share_only_a_round_that_began_later() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (began, begun) = mpsc::channel();
+        let (release, held) = mpsc::channel::<()>();
+        let (counted, held) = (Arc::clone(&calls), Mutex::new(held));
+        let hosts = HostFileSystems::with_sync_call(move |_, _| {
+            if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+                began.send(()).unwrap();
+                held.lock().recv_timeout(PATIENCE).unwrap();
+            }
+            Ok(())
+        });
+        let host = hosts.reach(7, descriptor());
+        thread::scope(|scope| {
+            scope.spawn(|| host.stabilise(None).unwrap());
+            begun.recv_timeout(PATIENCE).unwrap();
+            let late: Vec<_> = (0..16).map(|_| scope.spawn(|| host.stabilise(None).unwrap())).collect();
+            thread::sleep(Duration::from_millis(50));
+            assert!(
+                late.iter().all(|late| !late.is_finished()),
+                "none may share the round that began before"
+            );
+            release.send(()).unwrap();
+        });
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_stuck_disk_is_an_error_in_time_and_is_waited_for_once() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let (release, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let hosts = HostFileSystems::with_sync_call(move |_, _| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let _ = held.lock().recv_timeout(PATIENCE);
+            Ok(())
+        });
+        let host = hosts.reach(7, descriptor());
+        let soon = || Some(Instant::now() + Duration::from_millis(30));
+        for _ in 0..3 {
+            assert_eq!(host.stabilise(soon()), Err(Errno::EIO));
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 1, "one thread is stuck, not one for each caller");
+        drop(release);
+        assert_eq!(host.stabilise(Some(Instant::now() + PATIENCE)), Ok(()));
+    }
+
+    #[test]
+    fn a_failing_sync_is_counted_and_without_a_descriptor_every_sync_fails() {
+        let hosts = HostFileSystems::with_sync_call(|_, _| Err(rustix::io::Errno::NOSPC));
+        let host = hosts.reach(7, descriptor());
+        host.stabilise(None).unwrap();
+        assert_eq!(host.failures(), Failures { count: 1, last: Errno::ENOSPC });
+        let blind = hosts.reach(8, None);
+        blind.stabilise(None).unwrap();
+        assert_eq!(blind.failures().last, Errno::EIO);
+    }
+}

@@ -1,0 +1,259 @@
+//! What one client changed, what it was told, and its syncs.
+//!
+//! For each host file system that a share reaches there is a [`Ledger`]: whether the client changed anything there
+//! since its last successful sync, and which failures it has been told of. Two orders matter:
+//!
+//! - a change is marked after it was made and before it is acknowledged, and a sync clears the mark before it begins.
+//!   So a mark that a sync cleared stands for a change that this sync covers;
+//! - what a sync has been told is compared with what it knew when it was *called*. Of two that overlap both hear of
+//!   the one error between them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::thread;
+use std::time::Instant;
+
+use ashore_server::Result;
+use ashore_wire::{Errno, FileHandle, NodeId};
+use parking_lot::Mutex;
+
+use crate::handles::OpenFile;
+use crate::host::HostResult;
+use crate::hostfs::{Failures, HostFs};
+use crate::options::Durability;
+use crate::places::Place;
+use crate::{Passthrough, sys};
+
+/// One client's account with one host file system.
+pub(crate) struct Ledger {
+    host: Arc<HostFs>,
+    /// Whether the client may have changed something there since its last successful sync began.
+    changed: AtomicBool,
+    /// Syncs of this client under way.
+    under_way: AtomicUsize,
+    /// Failures of the host file system that the client was told of, or that were before its time.
+    told: AtomicU64,
+    /// Whether the client mounts it of its own, and sends syncs for it.
+    announced: AtomicBool,
+}
+
+impl Ledger {
+    /// A new account. It starts as changed, for who knows what an earlier server left behind; unless it cannot be
+    /// synced and so cannot be changed either.
+    pub(crate) fn new(host: Arc<HostFs>) -> Ledger {
+        Ledger {
+            changed: AtomicBool::new(host.can_sync()),
+            under_way: AtomicUsize::new(0),
+            told: AtomicU64::new(host.failures().count),
+            announced: AtomicBool::new(false),
+            host,
+        }
+    }
+
+    /// The host file system.
+    pub(crate) fn host(&self) -> &Arc<HostFs> {
+        &self.host
+    }
+
+    /// Something was changed. To be called after the change was made, and before it is acknowledged.
+    pub(crate) fn mark_changed(&self) {
+        // Either this thread sees that a sync has cleared the mark, and sets it again; or the sync, which clears it
+        // before it begins, sees the change. The fence keeps the look from being made before the change.
+        fence(Ordering::SeqCst);
+        if !self.changed.load(Ordering::Relaxed) {
+            self.changed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether something was changed since the last successful sync began.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed.load(Ordering::SeqCst)
+    }
+
+    /// The client has been told that another file system begins here.
+    pub(crate) fn announce(&self) {
+        self.announced.store(true, Ordering::Relaxed);
+    }
+
+    fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Relaxed)
+    }
+
+    /// Something could not be made stable by another call than a sync. The next sync says so once more: a file's
+    /// FSYNC tells one process of the client, and a sync is asked for by another.
+    fn record_failure(&self, errno: Errno) {
+        self.host.record_failure(errno);
+        self.changed.store(true, Ordering::SeqCst);
+    }
+
+    /// A new client: failures before its time do not concern it.
+    pub(crate) fn begin_session(&self) {
+        self.told.store(self.host.failures().count, Ordering::SeqCst);
+        self.changed.store(self.host.can_sync(), Ordering::SeqCst);
+    }
+
+    /// Makes stable what was changed. `knew` is the value of `told` when the sync was called.
+    fn sync(&self, knew: u64, deadline: Option<Instant>) -> Result<()> {
+        // Another sync under way may have cleared the mark, and its outcome is not known yet.
+        let alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
+        let outcome = if self.changed.swap(false, Ordering::SeqCst) || !alone {
+            self.host.stabilise(deadline)
+        } else {
+            Ok(())
+        };
+        let failures = self.host.failures();
+        let outcome = if failures.count > knew { Err(failures.last) } else { outcome };
+        if outcome.is_err() {
+            self.changed.store(true, Ordering::SeqCst);
+        }
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        // Told only now: whoever is called from here on knows.
+        self.told.fetch_max(failures.count, Ordering::SeqCst);
+        outcome
+    }
+}
+
+/// Calls fsync(2) on one open file, so that of several callers each hears of an error though the kernel reports it to
+/// the descriptor once.
+#[derive(Default)]
+pub(crate) struct FileSync {
+    /// Also keeps them one after another: the second must not return before the first has recorded its error.
+    failures: Mutex<Failures>,
+    told: AtomicU64,
+}
+
+impl FileSync {
+    fn run(&self, call: impl FnOnce() -> rustix::io::Result<()>, ledger: &Ledger) -> Result<()> {
+        let knew = self.told.load(Ordering::SeqCst);
+        let mut failures = self.failures.lock();
+        let outcome = call().told();
+        if let Err(errno) = outcome {
+            if !means_loss(errno) {
+                return Err(errno);
+            }
+            failures.add(errno);
+            ledger.record_failure(errno);
+            tracing::error!("an fsync failed: {errno}; data of that file may be lost");
+        }
+        let Failures { count, last } = *failures;
+        self.told.fetch_max(count, Ordering::SeqCst);
+        if count > knew { Err(last) } else { Ok(()) }
+    }
+}
+
+/// Errors of fsync(2) that say data was lost, and not that the call made no sense.
+fn means_loss(errno: Errno) -> bool {
+    !matches!(errno, Errno::EBADF | Errno::EINVAL | Errno::EROFS | Errno::EINTR | Errno::EOPNOTSUPP)
+}
+
+/// FSYNC and FSYNCDIR.
+pub(crate) fn fsync(fs: &Passthrough, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()> {
+    let file = fs.handles.find(handle, node)?;
+    fsync_file(fs, &file, data_only)
+}
+
+/// Makes one open file stable.
+pub(crate) fn fsync_file(fs: &Passthrough, file: &OpenFile, data_only: bool) -> Result<()> {
+    let ledger = &fs.places.at(file.place).ledger;
+    let descriptor = file.descriptor();
+    let call = || if data_only { rustix::fs::fdatasync(descriptor) } else { rustix::fs::fsync(descriptor) };
+    file.sync.run(call, ledger)
+}
+
+/// FLUSH: a descriptor was closed. Not a sync, unless the options say so.
+pub(crate) fn flush(fs: &Passthrough, node: NodeId, handle: FileHandle) -> Result<()> {
+    let file = fs.handles.find(handle, node)?;
+    if fs.options.flush_fsync && file.written.swap(false, Ordering::SeqCst) {
+        return fsync_file(fs, &file, false).inspect_err(|_| file.written.store(true, Ordering::SeqCst));
+    }
+    if fs.places.at(file.place).flushes_on_close {
+        // Such a file system may know only now that a write failed; closing a duplicate asks it.
+        return sys::close_duplicate(file.descriptor()).told();
+    }
+    Ok(())
+}
+
+/// SYNCFS: of the root, everything; of a mount that the client has of its own, that one and all it does not know of.
+pub(crate) fn syncfs(fs: &Passthrough, node: NodeId) -> Result<()> {
+    let place = fs.place_of(node)?;
+    let ledgers = fs.places.ledgers();
+    let own = |ledger: &&Arc<Ledger>| Arc::ptr_eq(ledger, &place.ledger);
+    let covered: Vec<_> = match fs.options.durability {
+        Durability::Relaxed => ledgers.iter().filter(own).collect(),
+        _ if node == NodeId::ROOT => ledgers.iter().collect(),
+        _ => ledgers.iter().filter(|ledger| own(ledger) || !ledger.is_announced()).collect(),
+    };
+    sync_all(fs, &covered)
+}
+
+/// The client has gone, or the server ends.
+pub(crate) fn last_call(fs: &Passthrough) -> Result<()> {
+    if fs.options.durability == Durability::Relaxed {
+        return Ok(());
+    }
+    let ledgers = fs.places.ledgers();
+    ledgers.iter().for_each(|ledger| {
+        ledger.changed.store(ledger.host.can_sync() || ledger.is_changed(), Ordering::SeqCst)
+    });
+    let outcome = sync_all(fs, &ledgers.iter().collect::<Vec<_>>());
+    match outcome {
+        Ok(()) => {
+            tracing::info!("last sync: all changes are stable on {} host file system(s)", ledgers.len())
+        }
+        Err(errno) => tracing::error!("last sync failed: {errno}; changes may be lost"),
+    }
+    outcome
+}
+
+/// A ledger to be synced, and what had been told of it when the sync was called.
+type Call<'a> = (&'a Arc<Ledger>, u64);
+
+/// Syncs several host file systems side by side. All are synced, whatever the others say; the first error counts.
+fn sync_all(fs: &Passthrough, ledgers: &[&Arc<Ledger>]) -> Result<()> {
+    let deadline = fs.options.sync_timeout.map(|timeout| Instant::now() + timeout);
+    // Before anything else: what is known now is what was told before this call.
+    let calls: Vec<Call<'_>> =
+        ledgers.iter().map(|ledger| (*ledger, ledger.told.load(Ordering::SeqCst))).collect();
+    let (busy, idle): (Vec<_>, Vec<_>) = calls.into_iter().partition(|(ledger, _)| ledger.is_changed());
+    let Some((first, others)) = busy.split_first() else {
+        return one_by_one(&idle, deadline);
+    };
+    thread::scope(|scope| {
+        let start = |(ledger, knew): &Call<'_>| {
+            let (ledger, knew) = (Arc::clone(ledger), *knew);
+            let thread = thread::Builder::new().name("ashore-sync".into());
+            thread.spawn_scoped(scope, move || ledger.sync(knew, deadline))
+        };
+        let threads: Vec<_> = others.iter().map(|call| (call, start(call))).collect();
+        let mut outcome = first.0.sync(first.1, deadline);
+        for (call, thread) in threads {
+            outcome = outcome.and(match thread {
+                Ok(thread) => thread.join().unwrap_or(Err(Errno::EIO)),
+                // No thread to be had: one after another is right too.
+                Err(_) => call.0.sync(call.1, deadline),
+            });
+        }
+        outcome.and(one_by_one(&idle, deadline))
+    })
+}
+
+fn one_by_one(calls: &[Call<'_>], deadline: Option<Instant>) -> Result<()> {
+    let outcomes = calls.iter().map(|(ledger, knew)| ledger.sync(*knew, deadline));
+    outcomes.fold(Ok(()), Result::and)
+}
+
+/// A change was made at this place: marks it and, where every change is to be stable before it is acknowledged, makes
+/// it so.
+pub(crate) fn changed(fs: &Passthrough, place: &Place) -> Result<()> {
+    place.ledger.mark_changed();
+    if fs.options.durability != Durability::Strict {
+        return Ok(());
+    }
+    let host = &place.ledger.host;
+    let before = host.failures().count;
+    let deadline = fs.options.sync_timeout.map(|timeout| Instant::now() + timeout);
+    host.stabilise(deadline)?;
+    // Not noted as told: the next sync is to say it too, for this error goes to a process that never asked for one.
+    let failures = host.failures();
+    if failures.count > before { Err(failures.last) } else { Ok(()) }
+}

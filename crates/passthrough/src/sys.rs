@@ -1,0 +1,186 @@
+//! The system calls that have no safe wrapper: file handles, directory entries into a buffer of ours, and
+//! extended attributes relative to a directory. All `unsafe` of this crate is here.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::io::{Errno, Result};
+
+/// Bytes of the longest file handle (`MAX_HANDLE_SZ`).
+pub(crate) const HANDLE_MAX: usize = 128;
+
+/// A file handle as the kernel fills it in: `struct file_handle`, with room for the longest.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RawHandle {
+    length: libc::c_uint,
+    kind: libc::c_int,
+    bytes: [u8; HANDLE_MAX],
+}
+
+impl RawHandle {
+    /// A handle from its parts. `bytes` came from [`RawHandle::bytes`], so they fit.
+    pub(crate) fn new(kind: i32, bytes: &[u8]) -> RawHandle {
+        let mut handle = RawHandle { length: bytes.len() as u32, kind, bytes: [0; HANDLE_MAX] };
+        handle.bytes[..bytes.len()].copy_from_slice(bytes);
+        handle
+    }
+
+    /// How the file system reads its bytes.
+    pub(crate) fn kind(&self) -> i32 {
+        self.kind
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..(self.length as usize).min(HANDLE_MAX)]
+    }
+}
+
+/// The handle of `name` in `directory`, a symbolic link not followed; of `directory` itself if `name` is empty.
+pub(crate) fn name_to_handle(directory: BorrowedFd<'_>, name: &CStr) -> Result<RawHandle> {
+    let mut handle = RawHandle { length: HANDLE_MAX as u32, kind: 0, bytes: [0; HANDLE_MAX] };
+    let mut mount_id = 0;
+    let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
+    // SAFETY: there is no safe wrapper. The descriptor is borrowed and so open, the name ends in NUL, and the kernel
+    // writes at most `length` bytes behind the two words of `RawHandle`, which has its layout and that much room.
+    let outcome = unsafe {
+        libc::name_to_handle_at(
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            (&raw mut handle).cast(),
+            &raw mut mount_id,
+            flags,
+        )
+    };
+    check(outcome.into()).map(|_| handle)
+}
+
+/// Opens the file that `handle` names, on the file system that `mount` is on.
+pub(crate) fn open_by_handle(mount: BorrowedFd<'_>, handle: &RawHandle, flags: OFlags) -> Result<OwnedFd> {
+    let mut handle = *handle;
+    let flags = (flags | OFlags::CLOEXEC).bits() as libc::c_int;
+    // SAFETY: there is no safe wrapper. The descriptor is borrowed and so open; the kernel reads `length` bytes behind
+    // the two words of `RawHandle`, which `RawHandle::new` and the kernel itself keep within its room.
+    let outcome = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    let descriptor = check(outcome.into())?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as libc::c_int) })
+}
+
+/// Fills `buffer` with entries of `directory` from its current position, as getdents64(2) lays them out. Returns how
+/// many bytes; 0 at the end.
+pub(crate) fn read_directory(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: rustix's wrapper keeps its place in a structure that borrows the buffer, and our place has to outlive a
+    // request. The descriptor is borrowed and so open, and the kernel writes at most `buffer.len()` bytes.
+    let outcome = unsafe {
+        libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+    };
+    check(outcome).map(|length| length as usize)
+}
+
+/// Closes a duplicate of `file` and says how that went: some file systems report a failed write no earlier.
+pub(crate) fn close_duplicate(file: BorrowedFd<'_>) -> Result<()> {
+    let duplicate = rustix::io::fcntl_dupfd_cloexec(file, 0)?;
+    // SAFETY: closing by hand is the only way to learn of the error. The descriptor was ours alone and is given up here,
+    // so nothing uses or closes its number again.
+    let outcome = unsafe { libc::close(duplicate.into_raw_fd()) };
+    check(outcome.into()).map(|_| ())
+}
+
+// Numbers of the system calls of Linux 6.13, the same on all architectures; the libc crate does not have them.
+const SYS_SETXATTRAT: libc::c_long = 463;
+const SYS_GETXATTRAT: libc::c_long = 464;
+const SYS_LISTXATTRAT: libc::c_long = 465;
+const SYS_REMOVEXATTRAT: libc::c_long = 466;
+
+/// `struct xattr_args`.
+#[repr(C, align(8))]
+struct XattrArguments {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+/// Value of the extended attribute `name` of the file at `path` below `directory`, links followed.
+pub(crate) fn getxattr_at(
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    name: &CStr,
+    buffer: &mut [u8],
+) -> Result<usize> {
+    let arguments = XattrArguments { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
+    // SAFETY: there is no safe wrapper. The strings end in NUL; the kernel writes at most `size` bytes to `value`,
+    // which is `buffer`, borrowed for us alone.
+    let outcome = unsafe {
+        libc::syscall(
+            SYS_GETXATTRAT,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            0,
+            name.as_ptr(),
+            &raw const arguments,
+            size_of::<XattrArguments>(),
+        )
+    };
+    check(outcome).map(|length| length as usize)
+}
+
+/// Sets an extended attribute; as [`getxattr_at`].
+pub(crate) fn setxattr_at(
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    name: &CStr,
+    value: &[u8],
+    flags: u32,
+) -> Result<()> {
+    let arguments = XattrArguments { value: value.as_ptr() as u64, size: value.len() as u32, flags };
+    // SAFETY: there is no safe wrapper. The strings end in NUL; the kernel reads `size` bytes of `value`.
+    let outcome = unsafe {
+        libc::syscall(
+            SYS_SETXATTRAT,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            0,
+            name.as_ptr(),
+            &raw const arguments,
+            size_of::<XattrArguments>(),
+        )
+    };
+    check(outcome).map(|_| ())
+}
+
+/// Names of all extended attributes; as [`getxattr_at`].
+pub(crate) fn listxattr_at(directory: BorrowedFd<'_>, path: &CStr, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: there is no safe wrapper. The path ends in NUL; the kernel writes at most `buffer.len()` bytes.
+    let outcome = unsafe {
+        libc::syscall(
+            SYS_LISTXATTRAT,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            0,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+        )
+    };
+    check(outcome).map(|length| length as usize)
+}
+
+/// Removes an extended attribute; as [`getxattr_at`].
+pub(crate) fn removexattr_at(directory: BorrowedFd<'_>, path: &CStr, name: &CStr) -> Result<()> {
+    // SAFETY: there is no safe wrapper. The strings end in NUL, and nothing is written to our memory.
+    let outcome =
+        unsafe { libc::syscall(SYS_REMOVEXATTRAT, directory.as_raw_fd(), path.as_ptr(), 0, name.as_ptr()) };
+    check(outcome).map(|_| ())
+}
+
+fn check(outcome: libc::c_long) -> Result<libc::c_long> {
+    if outcome >= 0 {
+        return Ok(outcome);
+    }
+    let error = std::io::Error::last_os_error();
+    Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
