@@ -381,6 +381,9 @@ impl Toy {
         let start = (arguments.off_in as usize).min(source.len());
         let end = start.saturating_add(arguments.len as usize).min(source.len());
         let data = source[start..end].to_vec();
+        if data.is_empty() {
+            return Ok(WriteOut::default().as_bytes().to_vec());
+        }
         self.write(NodeId(arguments.nodeid_out), arguments.off_out, &data)
     }
 

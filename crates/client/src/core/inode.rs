@@ -66,7 +66,8 @@ pub(crate) struct InodeState {
     attr_valid_until: Moment,
     /// Whether size and times are the client's (write-back mode, regular file).
     owned: bool,
-    /// Counts local changes; a reply to what was asked before the last of them is out of date.
+    /// Counts local changes, and changes the server has answered: a reply to what was asked before the last of
+    /// them is out of date.
     version: u64,
     /// The server has content at most up to here: what lies behind need not be read, it is zeros.
     server_size: u64,
@@ -113,6 +114,11 @@ impl InodeState {
     #[inline]
     pub(crate) fn size(&self) -> u64 {
         self.attr.size
+    }
+
+    /// Bytes of the file if its size is the client's to know; otherwise 0.
+    pub(crate) fn own_size(&self) -> u64 {
+        if self.owned { self.attr.size } else { 0 }
     }
 
     /// The attributes as a caller is told them.
@@ -265,6 +271,8 @@ impl InodeState {
     /// The change is settled, its error recorded.
     pub(crate) fn end_change(&mut self, serial: Serial) {
         assert!(self.in_flight.remove(&serial), "a change ends once");
+        // Attributes asked for while it was in flight may have been taken before it or after.
+        self.version += 1;
     }
 
     /// The cut of an fsync: changes that begin from now on have this number or a later one.

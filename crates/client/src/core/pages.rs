@@ -220,6 +220,11 @@ impl PageTable {
         self.first(range, |chunk| chunk.dirty & chunk.writeback)
     }
 
+    /// The first page in `range` that is dirty.
+    pub(crate) fn first_dirty(&self, range: Range<u64>) -> Option<u64> {
+        self.first(range, |chunk| chunk.dirty)
+    }
+
     /// Behind the last page that is dirty.
     pub(crate) fn dirty_end(&self) -> u64 {
         let last = self.chunks.iter().rev().find(|(_, chunk)| chunk.dirty != 0);

@@ -154,6 +154,7 @@ impl Mount {
                     let short = came < piece.len();
                     done += came;
                     if short {
+                        done += self.hole(inode, &mut buffer[done..], offset + done as u64);
                         break;
                     }
                 }
@@ -162,6 +163,15 @@ impl Mount {
             }
         }
         Ok(done)
+    }
+
+    /// The server's file ends here. If ours goes on, because what lies further behind is not written back yet, there
+    /// is a hole. Returns how much of the buffer is in it.
+    fn hole(&self, inode: &Inode, buffer: &mut [u8], offset: u64) -> usize {
+        let locked = inode.lock();
+        let length = locked.core.own_size().saturating_sub(offset).min(buffer.len() as u64) as usize;
+        buffer[..length].fill(0);
+        length
     }
 
     fn read_piece(

@@ -16,7 +16,7 @@ use super::Mount;
 use super::inodes::Inode;
 use super::message::Outgoing;
 use super::patience::Patience;
-use super::writeback::{IfGated, SentRun};
+use super::writeback::{IfHeldUp, SentRun};
 use crate::core::inode::Moment;
 
 /// How often the thread looks at the age of dirty pages and of unanswered requests, while there are any.
@@ -161,7 +161,7 @@ impl Mount {
                 continue;
             }
             let patience = Patience::at_most(PATIENCE);
-            if self.start_runs(&inode, 0..u64::MAX, IfGated::Skip, &patience) == Ok(true) {
+            if self.start_runs(&inode, 0..u64::MAX, IfHeldUp::Skip, &patience) == Ok(true) {
                 inode.lock().core.dirty_again_since(now);
             }
             if old {
@@ -174,7 +174,7 @@ impl Mount {
     pub(crate) fn start_writeback(self: &Arc<Self>) {
         for inode in self.dirty_inodes() {
             // What could not be started now is for the thread behind the scenes.
-            _ = self.start_runs(&inode, 0..u64::MAX, IfGated::Skip, &Patience::at_most(PATIENCE));
+            _ = self.start_runs(&inode, 0..u64::MAX, IfHeldUp::Skip, &Patience::at_most(PATIENCE));
         }
     }
 

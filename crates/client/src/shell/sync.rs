@@ -14,7 +14,7 @@ use super::connection::Reply;
 use super::inodes::Inode;
 use super::message::Outgoing;
 use super::patience::Patience;
-use super::writeback::IfGated;
+use super::writeback::IfHeldUp;
 use crate::core::rounds::{Action, Event, Round, Turn};
 use crate::options::SyncUnsupported;
 
@@ -89,7 +89,7 @@ impl Mount {
     fn flush_all(self: &Arc<Self>, patience: &Patience) -> Result<(), Errno> {
         let mut left = VecDeque::new();
         for inode in self.dirty_inodes() {
-            if self.start_runs(&inode, 0..u64::MAX, IfGated::Skip, patience)? {
+            if self.start_runs(&inode, 0..u64::MAX, IfHeldUp::Skip, patience)? {
                 self.want_times(&inode);
             } else {
                 left.push_back(inode);

@@ -1,6 +1,6 @@
 //! Writing back: dirty pages go to the server in runs.
 //!
-//! This file and [`super::connection`] hold the two orders that carry everything. Here: [`Mount::send_next_run`]
+//! This file and [`super::connection`] hold the two orders that carry everything. Here: [`Mount::send_run_at`]
 //! enters the barrier before the pages stop being dirty. There: a ticket is dropped after the result was recorded.
 
 use std::ops::Range;
@@ -21,13 +21,23 @@ use super::patience::Patience;
 use crate::core::inode::{Run, Serial};
 use crate::core::pages::PAGE_SIZE;
 
-/// What to do about a closed gate.
+/// What to do about pages that cannot be sent at once: the gate is closed, or their last write is not answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum IfGated {
-    /// Wait until it opens.
+pub(crate) enum IfHeldUp {
+    /// Wait until they can.
     Wait,
-    /// Leave the inode for later.
+    /// Leave them for later.
     Skip,
+}
+
+/// What became of an attempt to send a page.
+enum Attempt {
+    /// It was sent, with others up to here.
+    SentUpTo(u64),
+    /// Somebody else has sent it, so it has entered the barrier.
+    NotDirty,
+    /// It was left for later.
+    Skipped,
 }
 
 /// A run in flight, and what it holds until it is answered.
@@ -41,101 +51,97 @@ pub(crate) struct SentRun {
 
 impl Mount {
     /// Starts writing back all pages of `range` that are dirty now, those being written right now included: their
-    /// writes are answered before they are sent again. When this returns, each of them has entered the barrier, and
-    /// so have the times. Pages dirtied meanwhile may be left out, so that an endless writer holds up nobody.
+    /// writes are answered before they are sent again. When this returns, each of them has entered the barrier.
+    /// Pages dirtied meanwhile may be left out, so that an endless writer holds up nobody.
     pub(crate) fn flush_inode(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         range: Range<u64>,
         patience: &Patience,
     ) -> Result<(), Errno> {
-        self.start_runs(inode, range.clone(), IfGated::Wait, patience)?;
-        self.finish_redirtied(inode, range, patience)
-    }
-
-    /// Starts writing back what is dirty in `range`, once from its start to its end. `false` if something is left:
-    /// the gate was closed, or a page is being written as it was before it was written to again.
-    pub(crate) fn start_runs(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        range: Range<u64>,
-        gated: IfGated,
-        patience: &Patience,
-    ) -> Result<bool, Errno> {
-        let end = range.end.min(inode.lock().core.pages.dirty_end());
-        let mut next = range.start;
-        while next < end {
-            if inode.lock().core.pages.next_run(next..end, 1).is_none() {
-                break;
-            }
-            self.slots.acquire(patience)?;
-            let mut locked = inode.lock();
-            while !locked.core.may_write_back() && gated == IfGated::Wait {
-                if let Err(errno) = patience.wait(&inode.changed, &mut locked) {
-                    self.slots.release();
-                    return Err(errno);
-                }
-            }
-            match self.send_next_run(inode, locked, next..end) {
-                Some(sent_up_to) => next = sent_up_to,
-                None => {
-                    self.slots.release();
-                    break;
-                }
-            }
-        }
-        let locked = inode.lock();
-        Ok(locked.core.pages.next_run(next..end, 1).is_none()
-            && locked.core.pages.first_redirtied(range.start..end).is_none())
-    }
-
-    /// Sends the pages that were being written when [`Mount::start_runs`] came by, and were dirty again.
-    fn finish_redirtied(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        range: Range<u64>,
-        patience: &Patience,
-    ) -> Result<(), Errno> {
-        let mut locked = inode.lock();
-        let end = range.end.min(locked.core.pages.dirty_end());
-        let mut next = range.start;
-        while let Some(index) = locked.core.pages.first_redirtied(next..end) {
-            while locked.core.pages.first_redirtied(index..index + 1).is_some() {
-                patience.wait(&inode.changed, &mut locked)?;
-            }
-            drop(locked);
-            // Its neighbours were most likely answered with it, so this goes to the end in one pass.
-            self.start_runs(inode, index..end, IfGated::Wait, patience)?;
-            next = index + 1;
-            locked = inode.lock();
+        // The first pass starts all that can be started, the second waits for the rest.
+        if !self.start_runs(inode, range.clone(), IfHeldUp::Skip, patience)? {
+            self.start_runs(inode, range, IfHeldUp::Wait, patience)?;
         }
         Ok(())
     }
 
-    /// Takes the next run of dirty pages and sends it. The caller has a place in [`Mount::slots`], which goes with
-    /// the run. Returns where the run ended.
-    fn send_next_run(
+    /// Starts writing back what is dirty in `range`: goes over it once, from its start to the last page that is
+    /// dirty now. `false` if a page was left for later.
+    pub(crate) fn start_runs(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        if_held_up: IfHeldUp,
+        patience: &Patience,
+    ) -> Result<bool, Errno> {
+        let end = range.end.min(inode.lock().core.pages.dirty_end());
+        let mut next = range.start;
+        let mut nothing_left = true;
+        loop {
+            let Some(index) = inode.lock().core.pages.first_dirty(next..end) else { return Ok(nothing_left) };
+            self.slots.acquire(patience)?;
+            let attempt = self.send_from(inode, index..end, if_held_up, patience);
+            next = match attempt {
+                Ok(Attempt::SentUpTo(sent)) => sent,
+                _ => {
+                    self.slots.release();
+                    nothing_left &= matches!(attempt?, Attempt::NotDirty);
+                    index + 1
+                }
+            };
+        }
+    }
+
+    /// Sends the run that begins at the start of `range`, once it can be sent. The caller has a place in
+    /// [`Mount::slots`], which goes with the run.
+    fn send_from(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        if_held_up: IfHeldUp,
+        patience: &Patience,
+    ) -> Result<Attempt, Errno> {
+        let only = range.start..range.start + 1;
+        let mut locked = inode.lock();
+        loop {
+            let pages = &locked.core.pages;
+            if pages.first_dirty(only.clone()).is_none() {
+                return Ok(Attempt::NotDirty);
+            }
+            if locked.core.may_write_back() && pages.first_redirtied(only.clone()).is_none() {
+                return Ok(self.send_run_at(inode, locked, range));
+            }
+            if if_held_up == IfHeldUp::Skip {
+                return Ok(Attempt::Skipped);
+            }
+            patience.wait(&inode.changed, &mut locked)?;
+        }
+    }
+
+    /// Sends the run at the start of `range`, which can be sent.
+    fn send_run_at(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         mut locked: MutexGuard<'_, Locked>,
         range: Range<u64>,
-    ) -> Option<u64> {
+    ) -> Attempt {
         let Some(handle) = locked.write_handles.last().cloned() else {
             // Closing a file writes its pages back first. Should that ever be wrong, a sync must not say otherwise.
             tracing::error!("{}: dirty, and open for writing nowhere", inode.node);
             self.errors.lock().record(Errno::EIO);
-            return None;
+            return Attempt::Skipped;
         };
         // First order: enter before the page stops being dirty. A sync that sees the page clean finds it in the
         // barrier.
         let ticket = self.barrier.enter();
-        let run = locked.core.begin_run(range, self.agreed().write_pages)?;
+        let run = locked.core.begin_run(range, self.agreed().write_pages).expect("the caller has looked");
         drop(locked);
         self.dirty_pages.fetch_sub(run.pages.len(), Ordering::Relaxed);
         self.writeback_pages.fetch_add(run.pages.len(), Ordering::Relaxed);
         let end = run.indices.end;
         self.send_run(SentRun { inode: Arc::clone(inode), handle, run, taken: 0 }, ticket);
-        Some(end)
+        Attempt::SentUpTo(end)
     }
 
     /// Sends what the server has not yet taken of a run.
