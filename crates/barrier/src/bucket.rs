@@ -2,12 +2,12 @@
 //!
 //! | Linux 5.15, `fs/fuse` | here |
 //! |---|---|
-//! | `struct fuse_sync_bucket`, `count`, `wait` | [`Bucket`], `count`, the [`Completion`] |
-//! | `fuse_sync_bucket_alloc`, count starts at 1 | [`Inner::allocate`] |
+//! | `struct fuse_sync_bucket`, `count`, `wait` | `Bucket`, `count`, the `Completion` |
+//! | `fuse_sync_bucket_alloc`, count starts at 1 | `Inner::allocate` |
 //! | `fc->curr_bucket`, RCU-dereferenced | `Inner::current`, an index that is loaded with acquire |
-//! | `atomic_inc_not_zero` in a loop | [`Inner::join`] |
-//! | `fuse_sync_bucket_dec`: decrement and wake | [`Inner::leave`] |
-//! | `fuse_sync_fs_writes` | [`BucketBarrier::cut`] |
+//! | `atomic_inc_not_zero` in a loop | `Inner::join` |
+//! | `fuse_sync_bucket_dec`: decrement and wake | `Inner::leave` |
+//! | `fuse_sync_fs_writes` | `BucketBarrier::cut` |
 //! | `fc->lock` | `Inner::control` |
 //! | `kfree_rcu` | the buckets are an array: a stale index leads to a bucket, though perhaps to a new one |
 //!

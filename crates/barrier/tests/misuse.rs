@@ -1,6 +1,7 @@
 //! What happens when the barrier is not used as intended. Documented on the items concerned; nothing here is ever
 //! undefined behaviour, and Miri runs all of it.
 #![cfg(not(any(loom, shuttle)))]
+#![allow(clippy::unwrap_used, reason = "in a test, a failed unwrap is the failure")]
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p ashore-barrier` takes about a minute and a half, and writes `crates/barrier/benchmark.svg`. Look at
 //! ratios; the times are those of the machine.
+#![allow(clippy::unwrap_used, reason = "in a measurement, a failed unwrap ends it")]
 
 #[cfg(not(any(loom, shuttle)))]
 mod measure;

@@ -26,6 +26,8 @@ const fn trial(number: &'static str, bug: &'static str, test: &'static str) -> T
 const CHECKER: &str = "loom";
 #[cfg(shuttle)]
 const CHECKER: &str = "shuttle";
+#[cfg(not(any(loom, shuttle)))]
+const CHECKER: &str = "threads";
 
 /// What loom must catch: everything.
 #[cfg(loom)]
@@ -81,6 +83,15 @@ const TRIALS: &[Trial] = &[
     trial("-", "OldCutShared", "shipped_3_writers_3_writes_3_syncs"),
     trial("-", "SettleNotRecounted", "shipped_3_writers_3_writes_3_syncs"),
     trial("-", "TakeBackNotRecounted", "shipped_3_writers_3_writes_3_syncs"),
+];
+
+/// What the real machine must show: that its fences are needed, and do what the models take for granted.
+#[cfg(not(any(loom, shuttle)))]
+const TRIALS: &[Trial] = &[
+    trial("30", "NoHeavyFence", "two_buckets::a_long_run"),
+    trial("30", "NoHeavyFence", "eight_buckets::a_long_run"),
+    trial("30", "NoLightFence", "full_fences::a_long_run"),
+    trial("-", "SettleNotRecounted", "two_buckets::a_long_run"),
 ];
 
 #[test]

@@ -247,3 +247,44 @@ pub(crate) fn threads_come_and_go<S: Subject>(generations: usize) {
     }
     scene.finish(threads);
 }
+
+/// Aim: the fences of the real machine. Method: writers that do nothing else, for a while, against syncs that do nothing
+/// else. Each writer says how far it got, in relaxed variables of its own, and each sync compares.
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) fn a_long_run<S: Subject>(milliseconds: u64) {
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::time::{Duration, Instant};
+
+    #[repr(align(128))]
+    #[derive(Default)]
+    struct Progress {
+        entered: AtomicUsize,
+        recorded: AtomicUsize,
+    }
+
+    let (subject, progress) = (S::make(), <[Progress; 2]>::default());
+    let end = Instant::now() + Duration::from_millis(milliseconds);
+    std::thread::scope(|scope| {
+        for mine in &progress {
+            scope.spawn(|| {
+                for write in 1.. {
+                    let ticket = subject.enter();
+                    mine.entered.store(write, Relaxed);
+                    mine.recorded.store(write, Relaxed);
+                    drop(ticket);
+                    if write % 64 == 0 && Instant::now() > end {
+                        return;
+                    }
+                }
+            });
+        }
+        while Instant::now() < end {
+            let entered: Vec<usize> = progress.iter().map(|theirs| theirs.entered.load(Relaxed)).collect();
+            // A writer that panicked must fail the test, and not hang it.
+            subject.cut().wait_timeout(Duration::from_secs(5)).unwrap();
+            for (theirs, entered) in progress.iter().zip(entered) {
+                assert!(theirs.recorded.load(Relaxed) >= entered, "B1, B11: a result is not there");
+            }
+        }
+    });
+}

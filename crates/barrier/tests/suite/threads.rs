@@ -1,6 +1,6 @@
 //! The same scenarios on real threads and real memory, and under Miri.
 //!
-//! `BARRIER_ROUNDS` is how often each is run.
+//! `BARRIER_ROUNDS` is how often each is run, `BARRIER_MILLISECONDS` how long the long run takes.
 
 use crate::runtime::number;
 use crate::scenarios::*;
@@ -50,6 +50,10 @@ macro_rules! suite {
         #[test]
         fn counting_may_be_switched_off() {
             repeat(|| super::counting_may_be_switched_off::<$subject>());
+        }
+        #[test]
+        fn a_long_run() {
+            super::a_long_run::<$subject>(number("BARRIER_MILLISECONDS", if cfg!(miri) { 50 } else { 1000 }) as u64);
         }
         #[test]
         fn threads_come_and_go() {
