@@ -41,9 +41,12 @@ impl Apt {
         Ok(apt)
     }
 
-    /// Whether any list has been fetched: a new container comes without.
+    /// Whether any list has been fetched: a new container comes without. A search would not tell, since it finds what is
+    /// installed too.
     pub(crate) fn has_lists(&self) -> Result<bool> {
-        Ok(!self.search("^busybox-static$")?.is_empty())
+        let output = self.command("apt-get", &["indextargets", "--format", "$(FILENAME)"]).output();
+        let output = output.context("cannot run apt-get: this task needs a Debian system, or one like it")?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().any(|file| Path::new(file).exists()))
     }
 
     pub(crate) fn update(&self) -> Result<()> {
@@ -108,18 +111,21 @@ impl Apt {
 }
 
 /// Debian's mirror as the system knows it: whoever set up this machine knows which one it can reach.
+///
+/// Asked for is what an update would fetch. That is answered without lists too, and whatever form the sources have.
 fn mirror() -> Result<String> {
-    let output =
-        Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI) $(COMPONENT)"]).output();
+    let output = Command::new("apt-get").args(["update", "--print-uris"]).output();
     let output = output.context("cannot run apt-get: this task needs a Debian system, or one like it")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mirror = text.lines().filter_map(|line| line.strip_suffix(" main")).find(|uri| is_debian(uri));
-    Ok(mirror.context("no source of Debian packages is configured in /etc/apt: add one first")?.to_owned())
+    let mirror = text.lines().find_map(mirror_in);
+    mirror.context("no source of Debian packages is configured in /etc/apt: add one first")
 }
 
-/// `http://deb.debian.org/debian/`, but not the security archive, whose releases have other names.
-fn is_debian(uri: &str) -> bool {
-    uri.trim_end_matches('/').ends_with("/debian")
+/// From `'http://deb.debian.org/debian/dists/bookworm/InRelease' ...`, but not from the security archive, whose releases
+/// have other names, nor from anybody else's.
+fn mirror_in(line: &str) -> Option<String> {
+    let (mirror, _) = line.strip_prefix('\'')?.split_once("/dists/")?;
+    mirror.ends_with("/debian").then(|| mirror.to_owned())
 }
 
 fn own_sources(mirror: &str) -> String {
@@ -163,10 +169,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_security_archive_is_no_mirror() {
-        assert!(is_debian("http://deb.debian.org/debian/"));
-        assert!(is_debian("https://mirror.example/pub/debian"));
-        assert!(!is_debian("http://deb.debian.org/debian-security/"));
-        assert!(!is_debian("https://deb.nodesource.com/node_20.x/"));
+    fn the_mirror_is_found_and_other_archives_are_not_taken_for_it() {
+        let mirror = |uri: &str| mirror_in(&format!("'{uri}/dists/some/InRelease' some_InRelease 0"));
+        assert_eq!(mirror("http://deb.debian.org/debian").as_deref(), Some("http://deb.debian.org/debian"));
+        assert_eq!(
+            mirror("https://mirror.example/pub/debian").as_deref(),
+            Some("https://mirror.example/pub/debian")
+        );
+        assert_eq!(mirror("http://deb.debian.org/debian-security"), None);
+        assert_eq!(mirror("https://deb.nodesource.com/node_20.x"), None);
     }
 }

@@ -21,6 +21,9 @@ pub(crate) fn ensure(version: &str) -> Result<Kernel> {
 }
 
 fn fetch(version: &str) -> Result<()> {
+    if rustix::process::geteuid().is_root() && !Apt::System.has_lists()? {
+        Apt::System.update()?;
+    }
     if let Some(release) = newest(&Apt::System, version)?
         && unpack(&Apt::System, &release).is_ok()
     {

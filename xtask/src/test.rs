@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ashore_guest::DEFAULT_KERNEL;
+use ashore_guest::{DEFAULT_KERNEL, KERNEL_VARIABLE};
 
 use crate::interrupt::{self, Interrupt};
 use crate::setup;
@@ -52,6 +52,9 @@ pub(crate) struct Options {
     /// Run only these steps, all if none is named; `--list` names them
     #[arg(value_name = "STEP")]
     steps: Vec<String>,
+    /// Kernel of the guests, for example 6.12, 6.19.10 or 7.2
+    #[arg(long, value_name = "VERSION", default_value = DEFAULT_KERNEL)]
+    kernel: String,
     /// Go on after a step that failed
     #[arg(long)]
     keep_going: bool,
@@ -80,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     let chosen = chosen(&options.steps)?;
     for step in &chosen {
-        let outcome = step.run(options.keep_going)?;
+        let outcome = step.run(options)?;
         let succeeded = outcome.succeeded;
         outcomes.push(outcome);
         if interrupt.is_noted() {
@@ -109,13 +112,13 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Step>> {
 }
 
 impl Step {
-    fn run(&self, keep_going: bool) -> Result<Outcome> {
+    fn run(&self, options: &Options) -> Result<Outcome> {
         println!("\n== {}: {}", self.name, self.purpose);
         let start = Instant::now();
         if self.needs_setup {
-            setup::ensure(DEFAULT_KERNEL)?;
+            setup::ensure(&options.kernel)?;
         }
-        let (succeeded, passed, failed) = self.cargo(keep_going)?;
+        let (succeeded, passed, failed) = self.cargo(options)?;
         // A step that fails without a failed test did not get as far as its tests.
         let failed = if succeeded { failed } else { failed.max(1) };
         let time = start.elapsed();
@@ -124,14 +127,14 @@ impl Step {
     }
 
     /// Output is passed on line by line as it comes, and the lines that sum up tests are added.
-    fn cargo(&self, keep_going: bool) -> Result<(bool, usize, usize)> {
+    fn cargo(&self, options: &Options) -> Result<(bool, usize, usize)> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         let (command, rest) = self.arguments.split_at(1);
         cargo.args(command).stdout(Stdio::piped());
-        if keep_going && command == ["test"] {
+        if options.keep_going && command == ["test"] {
             cargo.arg("--no-fail-fast");
         }
-        cargo.args(rest);
+        cargo.args(rest).env(KERNEL_VARIABLE, &options.kernel);
         let mut child = cargo.spawn().context("cannot start cargo: is it in PATH?")?;
         let output = child.stdout.take().context("the step's output was not captured")?;
         let (mut passed, mut failed) = (0, 0);

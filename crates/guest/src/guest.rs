@@ -1,5 +1,6 @@
 //! A guest from its description to its end.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use crate::qemu::{Machine, Qemu};
 /// Booting takes five seconds under emulation; the rest is for machines that do something else too.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Names another kernel for all guests that do not ask for one.
+pub const KERNEL_VARIABLE: &str = "ASHORE_TEST_KERNEL";
 
 /// A virtio-fs share of a guest.
 #[derive(Clone, Debug)]
@@ -176,10 +180,11 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest with the default kernel, two processors, 512 MiB and no share.
+    /// A guest with two processors, 512 MiB and no share. Its kernel is the default one, or that which
+    /// `ASHORE_TEST_KERNEL` names.
     pub fn builder() -> Builder {
         Builder {
-            kernel: DEFAULT_KERNEL.to_owned(),
+            kernel: env::var(KERNEL_VARIABLE).unwrap_or_else(|_| DEFAULT_KERNEL.to_owned()),
             cpus: 2,
             memory_mib: 512,
             shares: Vec::new(),
