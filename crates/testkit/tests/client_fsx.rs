@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use ashore_client::toy::Toy;
 use ashore_client::{CacheMode, Client, File, OpenOptions, Options};
-use ashore_testkit::scripted::{Scripted, all};
+use ashore_passthrough::Passthrough;
+use ashore_server::{Limits, Session};
+use ashore_testkit::scripted::{Scripted, all, served};
 use ashore_wire::Opcode;
 use ashore_wire::flags::OpenReplyFlags;
 
@@ -215,9 +217,16 @@ fn play(cache: CacheMode, seed: u64, operations: u64) {
     if seed % 3 == 1 {
         server.shorten(all(Opcode::Write), 30_000);
     }
-    let options =
-        Options { cache, writeback_age: Duration::from_millis(300), max_writebacks: 8, ..Options::default() };
-    let client = server.connect(options);
+    let client = server.connect(options(cache));
+    compare(cache, seed, operations, &client, &|| server.content("f"));
+}
+
+fn options(cache: CacheMode) -> Options {
+    Options { cache, writeback_age: Duration::from_millis(300), max_writebacks: 8, ..Options::default() }
+}
+
+/// Plays one seed on this client; `content` is what the server has in the end.
+fn compare(cache: CacheMode, seed: u64, operations: u64, client: &Client, content: &dyn Fn() -> Vec<u8>) {
     let (stop, syncs) = (AtomicBool::new(false), AtomicU64::new(0));
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -235,7 +244,7 @@ fn play(cache: CacheMode, seed: u64, operations: u64) {
         let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             (0..operations).for_each(|_| run.step());
             run.client.sync().unwrap();
-            assert!(server.content("f") == run.model, "the server has it as the model does");
+            assert!(content() == run.model, "the server has it as the model does");
         }));
         stop.store(true, Ordering::Relaxed);
         if let Err(panic) = played {
@@ -252,6 +261,23 @@ fn seeds(cache: CacheMode) {
     match number("ASHORE_FSX_SEED") {
         Some(seed) => play(cache, seed, operations),
         None => (1..=4).for_each(|seed| play(cache, seed, operations)),
+    }
+}
+
+/// Our own server on a real directory, two queues whose requests overtake each other.
+#[test]
+fn random_operations_on_our_server_and_a_host_directory() {
+    let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(100_000) / 5;
+    for cache in [CacheMode::None, CacheMode::WriteThrough, CacheMode::WriteBack] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut share = ashore_passthrough::Options::new(directory.path());
+        share.writeback = true;
+        let share = Passthrough::new(share).unwrap();
+        let session = Session::new(share, Limits::default());
+        let client = served::connect(&session, 2, PAGES, options(cache));
+        assert_eq!(client.cache_mode(), cache);
+        let path = directory.path().join("f");
+        compare(cache, 77, operations, &client, &|| std::fs::read(&path).unwrap());
     }
 }
 

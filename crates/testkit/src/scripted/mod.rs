@@ -5,6 +5,7 @@
 //! the script stands the client crate's toy server, which knows how to answer.
 
 mod journal;
+pub mod served;
 
 use std::collections::VecDeque;
 use std::ops::Range;
