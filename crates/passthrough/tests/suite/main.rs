@@ -1,0 +1,13 @@
+//! The file system driven through its trait, over real directories of the host.
+//!
+//! Tests that mount something need root, and fail without it: that they did not run must not look like success.
+
+#![allow(missing_docs, reason = "tests")]
+
+mod escapes;
+mod harness;
+mod identity;
+mod mounts;
+mod operations;
+mod reading;
+mod syncing;
