@@ -1,6 +1,8 @@
 //! The rules about structure that a review would otherwise repeat: which crate may use which, and where `unsafe`
 //! may stand. When one of them is in the way, the code probably belongs somewhere else.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

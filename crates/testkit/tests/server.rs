@@ -1,5 +1,7 @@
 //! The server over a file system in memory: what any transport and any file system may rely on.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -2,6 +2,8 @@
 //!
 //! Names that begin with `s` and a number are the conformance cases of that number in `docs/testing.md`.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;

@@ -1,0 +1,219 @@
+//! `ashore serve` as its user meets it: what it says when it is ready, when it ends, and when it was started wrongly.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn ashore(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ashore"));
+    command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn serve(directory: &Path, socket: &Path, more: &[&str]) -> Command {
+    let paths = [directory.to_str().unwrap(), socket.to_str().unwrap()];
+    let mut command = ashore(&["serve", "--shared-dir", paths[0], "--socket-path", paths[1]]);
+    command.args(more);
+    command
+}
+
+/// Wrong use: exit code 1, nothing on standard output, and one sentence that names what is wrong and what to do.
+fn fails_with(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(output.stdout.is_empty(), "nothing was ready");
+    let said: Vec<_> = text.lines().filter(|line| line.starts_with("ashore: ")).collect();
+    assert_eq!(said.len(), 1, "one sentence: {text}");
+    for word in words {
+        assert!(said[0].contains(word), "{:?} does not say {word:?}", said[0]);
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+struct Running {
+    child: Child,
+    ready: String,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Running {
+        let mut child = command.spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        Running { child, ready }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Exit code and what was logged.
+    fn wait(mut self) -> (Option<i32>, String) {
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status.code(), log)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn one_line_says_that_it_is_ready_and_how_qemu_gets_there() {
+    let share = tempfile::tempdir().unwrap();
+    let socket = share.path().join("socket");
+    let server =
+        Running::start(serve(share.path(), &socket, &["--num-request-queues", "3", "--tag", "data"]));
+    assert!(server.ready.ends_with('\n') && server.ready.lines().count() == 1);
+    let path = format!("path={}", socket.display());
+    for part in
+        ["memory-backend-memfd", "share=on", &path, "tag=data,num-request-queues=3", "mount -t virtiofs data"]
+    {
+        assert!(server.ready.contains(part), "{:?} lacks {part:?}", server.ready);
+    }
+    assert!(socket.exists());
+    assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o600, "only its owner may connect");
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_after_a_last_sync() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let share = tempfile::tempdir().unwrap();
+        let socket = share.path().join("socket");
+        let server = Running::start(serve(share.path(), &socket, &[]));
+        server.signal(signal);
+        let (code, log) = server.wait();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("all that was changed is stable"), "{log}");
+        assert!(!socket.exists(), "the socket is removed");
+    }
+}
+
+#[test]
+fn a_directory_that_is_missing_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let missing = place.path().join("missing");
+    let output = serve(&missing, &place.path().join("socket"), &[]).output().unwrap();
+    fails_with(&output, &["missing", "check that it exists"]);
+}
+
+#[test]
+fn a_socket_in_use_is_left_alone_and_a_stale_one_is_replaced() {
+    let share = tempfile::tempdir().unwrap();
+    let socket = share.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    fails_with(&serve(share.path(), &socket, &[]).output().unwrap(), &["in use", "choose another"]);
+    drop(listener);
+    let server = Running::start(serve(share.path(), &socket, &[]));
+    assert!(server.ready.contains("ready"));
+}
+
+#[test]
+fn a_socket_path_that_cannot_be_says_why() {
+    let share = tempfile::tempdir().unwrap();
+    let long = share.path().join("x".repeat(120));
+    fails_with(&serve(share.path(), &long, &[]).output().unwrap(), &["107", "shorter"]);
+    let nowhere = share.path().join("missing").join("socket");
+    fails_with(&serve(share.path(), &nowhere, &[]).output().unwrap(), &["directory does not exist"]);
+    let file = share.path().join("file");
+    std::fs::write(&file, "not a socket").unwrap();
+    fails_with(&serve(share.path(), &file, &[]).output().unwrap(), &["not a socket"]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"not a socket");
+}
+
+#[test]
+fn without_permission_it_says_so() {
+    assert!(rustix::process::geteuid().is_root(), "run this test as root: it becomes another user");
+    let share = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(share.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    // The program lies below directories that only root may enter, perhaps.
+    let program = share.path().join("ashore");
+    std::fs::copy(env!("CARGO_BIN_EXE_ashore"), &program).unwrap();
+    let socket = share.path().join("socket");
+    let mut command = Command::new(&program);
+    command.args(["serve", "--shared-dir", share.path().to_str().unwrap()]);
+    command.args(["--socket-path", socket.to_str().unwrap()]).uid(65534).gid(65534);
+    fails_with(&command.output().unwrap(), &["no permission"]);
+}
+
+#[test]
+fn a_descriptor_that_is_no_listening_socket_is_refused() {
+    let share = tempfile::tempdir().unwrap();
+    let directory = share.path().to_str().unwrap();
+    let output = ashore(&["serve", "--shared-dir", directory, "--fd", "0"]).output().unwrap();
+    fails_with(&output, &["not a listening Unix socket"]);
+    let output = ashore(&["serve", "--shared-dir", directory, "--fd", "4711"]).output().unwrap();
+    fails_with(&output, &["not a listening Unix socket"]);
+}
+
+#[test]
+fn what_linux_would_refuse_as_tag_is_refused_here() {
+    let share = tempfile::tempdir().unwrap();
+    let tag = "t".repeat(37);
+    let socket = share.path().join("socket");
+    fails_with(&serve(share.path(), &socket, &["--tag", &tag]).output().unwrap(), &["36 bytes"]);
+    let output = serve(share.path(), &socket, &["--num-request-queues", "65"]).output().unwrap();
+    fails_with(&output, &["65", "between 1 and 64"]);
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for arguments in
+        [&["serve"][..], &["serve", "--shared-dir", "/tmp"], &["serve", "--no-such-option"], &["sreve"]]
+    {
+        let output = ashore(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn an_option_that_is_not_needed_is_taken_with_a_hint() {
+    let share = tempfile::tempdir().unwrap();
+    let socket = share.path().join("socket");
+    let server = Running::start(serve(share.path(), &socket, &["--thread-pool-size", "8"]));
+    server.signal(Signal::TERM);
+    let (code, log) = server.wait();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("--num-request-queues"), "{log}");
+}
+
+/// Only this program stands for something: what a share on tmpfs promises.
+#[test]
+fn a_share_that_cannot_be_stable_is_warned_of_or_refused() {
+    let Ok(share) = tempfile::tempdir_in("/dev/shm") else {
+        panic!("/dev/shm is needed: mount a tmpfs there");
+    };
+    let place = tempfile::tempdir().unwrap();
+    let socket = place.path().join("socket");
+    let server = Running::start(serve(share.path(), &socket, &[]));
+    server.signal(Signal::TERM);
+    let (code, log) = server.wait();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("WARN") && log.contains("keeps files in memory"), "{log}");
+    let output = serve(share.path(), &socket, &["--require-durable"]).output().unwrap();
+    fails_with(&output, &["keeps files in memory", "--require-durable"]);
+}
