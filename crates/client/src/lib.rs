@@ -1,4 +1,48 @@
-//! A virtio-fs client in user space.
+//! A virtio-fs client in user space: a FUSE client with a page cache, and a `sync()` that means it.
+//!
+//! ```
+//! # fn main() -> std::io::Result<()> {
+//! # let client = ashore_client::toy::client();
+//! use std::io::{Read, Write};
+//!
+//! let mut file = client.create("notes.txt")?;
+//! file.write_all(b"in the cache, and nowhere else yet\n")?;
+//! client.sync()?; // on the server, and stable there; or an error
+//!
+//! let mut notes = String::new();
+//! client.open("notes.txt")?.read_to_string(&mut notes)?;
+//! assert_eq!(notes.lines().count(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a successful sync says
+//!
+//! Everything that was changed through this connection before [`Client::sync`] was called is stable on the server: data
+//! still in the cache, pages written to again while they were being written back, and every other change that was on
+//! its way. Writers that go on meanwhile do not hold it up. A write that failed behind everybody's back is told to each
+//! [`Client`] (each clone is a mount handle of its own) and to each open [`File`] once.
+//!
+//! # Which way a call goes
+//!
+//! ```text
+//!   File::read_at, write_at          Client::sync, File::sync_all
+//!        │                                   │
+//!   read.rs, write.rs ── dirty pages ──► sync.rs: flush, cut, wait, SYNCFS
+//!   direct.rs, change.rs, names.rs           │
+//!        │                              writeback.rs: runs of pages
+//!        └─────────────┬─────────────────────┘
+//!               connection.rs: ids, tickets, answers
+//!                      │
+//!                  link::Link  ──►  a server
+//! ```
+//!
+//! `core` is plain state without threads, clock or I/O, and most of it belongs to one inode; `shell` is everything else.
+//! A cached read or write takes the lock of its inode and none besides.
+//!
+//! What carries requests is a [`link::Link`]: memory that the server can see too, which is the page cache, and a way to
+//! send requests that name pages of it. This crate knows no transport.
+
 #![forbid(unsafe_code)]
 
 mod client;

@@ -205,13 +205,13 @@ fn number(name: &str) -> Option<u64> {
 
 fn play(cache: CacheMode, seed: u64, operations: u64) {
     let mut toy = Toy::default();
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         toy.open_flags = OpenReplyFlags::empty();
         toy.valid_seconds = 0;
     }
     let server = Scripted::new(toy, PAGES);
     server.shuffle(seed);
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         server.delay(all(Opcode::Write), Duration::from_micros(100));
     }
     if seed % 3 == 1 {

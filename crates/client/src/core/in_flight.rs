@@ -69,6 +69,7 @@ impl<T> InFlight<T> {
     }
 
     /// Requests in flight.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.requests.len()
     }

@@ -188,13 +188,15 @@ impl InodeState {
         self.pages.set_dirty(index)
     }
 
-    /// A write of the application is done: times move, and replies on their way are out of date.
+    /// A write of the application is done: times move, if they are ours, and replies on their way are out of date.
     #[inline]
     pub(crate) fn touched(&mut self, time: Timestamp) {
-        set_mtime(&mut self.attr, time);
-        set_ctime(&mut self.attr, time);
-        self.times_dirty |= self.owned;
         self.version += 1;
+        if self.owned {
+            set_mtime(&mut self.attr, time);
+            set_ctime(&mut self.attr, time);
+            self.times_dirty = true;
+        }
     }
 
     /// The server was told to write up to `end`, past the cache, and has done so.

@@ -68,11 +68,6 @@ impl Connection {
         self.table.lock().has_ended()
     }
 
-    /// Requests in flight.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.table.lock().len()
-    }
-
     /// When the oldest request in flight was sent.
     pub(crate) fn oldest_sent(&self) -> Option<Instant> {
         self.table.lock().iter().map(|pending| pending.sent).min()

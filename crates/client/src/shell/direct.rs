@@ -100,6 +100,7 @@ impl Mount {
             let mut locked = held.lock();
             if let Ok(taken) = taken {
                 locked.core.wrote_past_cache(offset + taken as u64);
+                locked.core.touched(mount.time_of_day());
             }
             locked.core.end_change(serial);
             mount.list_if_unsettled(&held, &mut locked);

@@ -19,8 +19,10 @@ use super::patience::Patience;
 use super::writeback::{IfHeldUp, SentRun};
 use crate::core::inode::Moment;
 
-/// How often the thread looks at the age of dirty pages and of unanswered requests, while there are any.
+/// How often the thread looks at the age of dirty pages, while there are any.
 const LOOK: Duration = Duration::from_millis(250);
+/// Looks at unanswered requests within the time-out of one.
+const LOOKS_PER_TIMEOUT: u32 = 4;
 /// How long it waits for a place to write in before it looks after its other duties.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Inodes given back in one BATCH_FORGET, at most.
@@ -93,9 +95,9 @@ impl Chores {
 /// Runs until it is told to stop, or until the mount is gone.
 pub(crate) fn run(mount: &Weak<Mount>) {
     let Some(chores) = mount.upgrade().map(|mount| Arc::clone(&mount.chores)) else { return };
-    let mut idle = false;
+    let mut limit = Some(LOOK);
     loop {
-        let (todo, stop) = chores.next((!idle).then_some(LOOK));
+        let (todo, stop) = chores.next(limit);
         let Some(mount) = mount.upgrade() else { return };
         mount.do_chores(todo);
         if stop {
@@ -103,13 +105,17 @@ pub(crate) fn run(mount: &Weak<Mount>) {
         }
         mount.write_back_what_is_due();
         mount.give_up_on_silence();
-        idle = mount.is_idle();
+        limit = mount.next_look();
     }
 }
 
 impl Mount {
-    fn is_idle(&self) -> bool {
-        self.dirty_list.lock().is_empty() && self.connection.in_flight() == 0
+    /// How long this thread may sleep if nobody wakes it. Requests wake it neither when they are sent nor when they
+    /// stay unanswered, so it looks at them several times within their time-out.
+    fn next_look(&self) -> Option<Duration> {
+        let silence = self.options.request_timeout.map(|timeout| timeout / LOOKS_PER_TIMEOUT);
+        let clean = self.dirty_list.lock().is_empty();
+        if clean { silence } else { Some(silence.map_or(LOOK, |silence| silence.min(LOOK))) }
     }
 
     fn do_chores(self: &Arc<Self>, chores: VecDeque<Chore>) {

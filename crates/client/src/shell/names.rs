@@ -16,6 +16,7 @@ use super::Mount;
 use super::flusher::Chore;
 use super::inodes::{Asked, Inode, OpenHandle};
 use super::message::Outgoing;
+use super::patience::Patience;
 use super::read::ReadAhead;
 use crate::core::inode::Moment;
 
@@ -346,10 +347,11 @@ impl Mount {
     }
 
     /// Makes the root known, whose attributes nobody has told yet.
-    pub(crate) fn make_root(self: &Arc<Self>) -> Result<(), Errno> {
+    pub(crate) fn make_root(self: &Arc<Self>, patience: &Patience) -> Result<(), Errno> {
         let arguments = ashore_wire::abi::GetattrIn::default();
         let request = Outgoing::new(Opcode::Getattr, NodeId::ROOT).with(&arguments).expect::<AttrOut>();
-        let out: AttrOut = self.call(request)?.read()?;
+        let reply = self.ask(request, None, |answer| answer?.read::<AttrOut>());
+        let out = self.wait_reply(reply, patience)??;
         let entry = EntryOut {
             nodeid: NodeId::ROOT.0,
             attr: out.attr,

@@ -50,7 +50,7 @@ impl Session {
         let connect_patience = Patience::at_most(options.connect_timeout);
         let mount = Arc::new(new_mount(Arc::clone(&link), options));
         link.start(Arc::new(Inbox(Arc::downgrade(&mount))));
-        if let Err(errno) = mount.greet(&connect_patience).and_then(|()| mount.make_root()) {
+        if let Err(errno) = mount.greet(&connect_patience).and_then(|()| mount.make_root(&connect_patience)) {
             mount.abort();
             return Err(errno);
         }
