@@ -23,4 +23,5 @@
 //! flight, migration), need every step of them.
 
 pub mod device;
+pub mod driver;
 mod memory;

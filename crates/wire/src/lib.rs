@@ -16,6 +16,7 @@ pub mod errno;
 pub mod flags;
 pub mod ids;
 pub mod init;
+pub mod link;
 pub mod opcode;
 pub mod reply;
 pub mod request;

@@ -1,0 +1,203 @@
+//! The messages between us and the server: features, memory, queues; and at the end, taking the queues back.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+
+use super::memory::{GUEST_BASE, Memory};
+use super::queue::{Queue, RingPlaces};
+
+const VERSION_1: u64 = 1 << 32;
+const INDIRECT_DESC: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Bytes of the configuration space: the tag, then the number of request queues.
+const CONFIG_BYTES: u32 = 40;
+
+/// Why no link to a server came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens there.
+    #[error("cannot connect to {path}: {error}; check that a server is running and this is its socket")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Somebody listens, and it is no vhost-user server, or a broken one.
+    #[error("{path} did not answer as a vhost-user-fs server does ({what}); is it another kind of socket?")]
+    NotAServer {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        what: String,
+    },
+    /// A server that lacks what every virtio-fs server has.
+    #[error("the server at {path} does not offer {feature}, which this client needs")]
+    Lacks {
+        /// The socket.
+        path: PathBuf,
+        /// What it lacks.
+        feature: &'static str,
+    },
+    /// Memory or threads could not be had.
+    #[error("no link could be made: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A server that has agreed on features.
+pub(super) struct Server {
+    frontend: Frontend,
+    socket: UnixStream,
+    path: PathBuf,
+    event_idx: bool,
+    /// Queues have to be enabled one by one.
+    enables_queues: bool,
+    request_queues: u16,
+}
+
+impl Server {
+    /// Connects and agrees on features. A server that does not answer within `patience` is none.
+    pub(super) fn greet(path: &Path, patience: Duration, most_queues: u16) -> Result<Server, ConnectError> {
+        let connect = |error| ConnectError::Connect { path: path.to_owned(), error };
+        let socket = UnixStream::connect(path).map_err(connect)?;
+        socket.set_read_timeout(Some(patience)).map_err(connect)?;
+        socket.set_write_timeout(Some(patience)).map_err(connect)?;
+        // The handler checks queue numbers against this; the hiprio queue is one more.
+        let frontend = Frontend::from_stream(socket.try_clone()?, u64::from(most_queues) + 1);
+        let mut server = Server {
+            frontend,
+            socket,
+            path: path.to_owned(),
+            event_idx: false,
+            enables_queues: false,
+            request_queues: 1,
+        };
+        server.agree(most_queues)?;
+        Ok(server)
+    }
+
+    fn agree(&mut self, most_queues: u16) -> Result<(), ConnectError> {
+        let path = self.path.clone();
+        let not_a_server = move |error: vhost::Error| not_a_server(&path, error);
+        self.frontend.set_owner().map_err(&not_a_server)?;
+        let offered = self.frontend.get_features().map_err(&not_a_server)?;
+        for (bit, feature) in [(VERSION_1, "VIRTIO_F_VERSION_1"), (INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC")] {
+            if offered & bit == 0 {
+                return Err(ConnectError::Lacks { path: self.path.clone(), feature });
+            }
+        }
+        let agreed = offered & (VERSION_1 | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES);
+        self.event_idx = agreed & EVENT_IDX != 0;
+        self.enables_queues = agreed & PROTOCOL_FEATURES != 0;
+        if self.enables_queues {
+            self.agree_on_protocol(most_queues)?;
+        }
+        self.frontend.set_features(agreed).map_err(&not_a_server)
+    }
+
+    fn agree_on_protocol(&mut self, most_queues: u16) -> Result<(), ConnectError> {
+        let path = self.path.clone();
+        let broken = move |error: vhost::Error| not_a_server(&path, error);
+        use VhostUserProtocolFeatures as Protocol;
+        let offered = self.frontend.get_protocol_features().map_err(&broken)?;
+        let agreed = offered & (Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIG);
+        self.frontend.set_protocol_features(agreed).map_err(&broken)?;
+        if agreed.contains(Protocol::REPLY_ACK) {
+            self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        let mut queues = match agreed.contains(Protocol::MQ) {
+            true => self.frontend.get_queue_num().map_err(&broken)?.saturating_sub(1),
+            false => 1,
+        };
+        if agreed.contains(Protocol::CONFIG) {
+            queues = queues.min(u64::from(self.configured_queues().unwrap_or(1)));
+        }
+        self.request_queues = queues.clamp(1, u64::from(most_queues)) as u16;
+        Ok(())
+    }
+
+    /// The number of request queues in the configuration space.
+    fn configured_queues(&mut self) -> Option<u32> {
+        let room = [0; CONFIG_BYTES as usize];
+        let read = self.frontend.get_config(0, CONFIG_BYTES, VhostUserConfigFlags::empty(), &room);
+        let (_, config) = read.ok()?;
+        Some(u32::from_le_bytes(config.get(36..40)?.try_into().ok()?))
+    }
+
+    pub(super) fn event_idx(&self) -> bool {
+        self.event_idx
+    }
+
+    /// Request queues, beside hiprio.
+    pub(super) fn request_queues(&self) -> u16 {
+        self.request_queues
+    }
+
+    /// Closes or breaks together with the connection.
+    pub(super) fn socket(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
+    }
+
+    /// Hands memory and queues over; the server begins to serve them.
+    pub(super) fn start(&mut self, memory: &Memory, queues: &[Queue]) -> Result<(), ConnectError> {
+        let path = self.path.clone();
+        self.hand_over(memory, queues).map_err(|error| not_a_server(&path, error))
+    }
+
+    fn hand_over(&mut self, memory: &Memory, queues: &[Queue]) -> Result<(), vhost::Error> {
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: GUEST_BASE,
+            memory_size: memory.bytes() as u64,
+            userspace_addr: memory.address(),
+            mmap_offset: 0,
+            mmap_handle: memory.file().as_raw_fd(),
+        };
+        self.frontend.set_mem_table(&[region])?;
+        for (index, queue) in queues.iter().enumerate() {
+            let RingPlaces { descriptors, available, used } = queue.places();
+            let size = queue.size();
+            self.frontend.set_vring_num(index, size)?;
+            let address = |offset: usize| memory.address() + offset as u64;
+            let addresses = VringConfigData {
+                queue_max_size: size,
+                queue_size: size,
+                flags: 0,
+                desc_table_addr: address(descriptors),
+                used_ring_addr: address(used),
+                avail_ring_addr: address(available),
+                log_addr: None,
+            };
+            self.frontend.set_vring_addr(index, &addresses)?;
+            self.frontend.set_vring_base(index, 0)?;
+            self.frontend.set_vring_call(index, queue.call())?;
+            self.frontend.set_vring_kick(index, queue.kick())?;
+            if self.enables_queues {
+                self.frontend.set_vring_enable(index, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the queues back: the server finishes what it has taken first. Then closes the connection.
+    pub(super) fn stop(&mut self, queues: usize) {
+        for index in 0..queues {
+            // A server that has gone has let go of everything by that.
+            if self.frontend.get_vring_base(index).is_err() {
+                break;
+            }
+        }
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn not_a_server(path: &Path, error: vhost::Error) -> ConnectError {
+    ConnectError::NotAServer { path: path.to_owned(), what: error.to_string() }
+}

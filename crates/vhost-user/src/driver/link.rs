@@ -1,0 +1,291 @@
+//! A [`Link`] to a vhost-user-fs server.
+
+use std::cell::Cell;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ashore_wire::link::{Closed, Link, Message, Receiver};
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::handshake::{ConnectError, Server};
+use super::memory::{Memory, PAGE_BYTES};
+use super::queue::{QUEUE_BYTES, Queue};
+
+/// What can be chosen about a link.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkOptions {
+    /// Pages of 4 KiB for the client's cache.
+    pub pages: u32,
+    /// Request queues to use, at most; the server may offer fewer.
+    pub request_queues: u16,
+    /// How long the thread that brings answers looks for them before it sleeps. 0: sleep at once.
+    pub poll_us: u32,
+    /// How long a server may take to answer while the link is made, and while it ends.
+    pub patience: Duration,
+}
+
+impl Default for LinkOptions {
+    fn default() -> LinkOptions {
+        LinkOptions { pages: 16_384, request_queues: 1, poll_us: 50, patience: Duration::from_secs(5) }
+    }
+}
+
+/// A link to a vhost-user-fs server, over its socket.
+///
+/// A thread for each queue brings the answers, and one watches the connection: when the server hangs up, or breaks the
+/// rules, the link ends, and the receiver is told so once.
+pub struct VhostUserLink {
+    shared: Arc<Shared>,
+    server: Mutex<Option<Server>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    options: LinkOptions,
+    watched: OwnedFd,
+}
+
+struct Shared {
+    memory: Arc<Memory>,
+    queues: Vec<Queue>,
+    /// Where the pages begin in memory.
+    pages: usize,
+    receiver: OnceLock<Arc<dyn Receiver>>,
+    ended: AtomicBool,
+    /// Readable once the link has ended.
+    end: EventFd,
+}
+
+impl VhostUserLink {
+    /// Connects to the server that listens at `socket`.
+    pub fn connect(socket: impl AsRef<Path>, options: LinkOptions) -> Result<VhostUserLink, ConnectError> {
+        let mut server = Server::greet(socket.as_ref(), options.patience, options.request_queues.max(1))?;
+        let count = usize::from(server.request_queues()) + 1;
+        let pages = count * QUEUE_BYTES;
+        let memory = Arc::new(Memory::new(pages + options.pages as usize * PAGE_BYTES)?);
+        let new_queue =
+            |index| Queue::new(Arc::clone(&memory), index * QUEUE_BYTES, pages, server.event_idx());
+        let queues = (0..count).map(new_queue).collect::<io::Result<Vec<_>>>()?;
+        server.start(&memory, &queues)?;
+        let shared = Shared {
+            memory,
+            queues,
+            pages,
+            receiver: OnceLock::new(),
+            ended: AtomicBool::new(false),
+            end: EventFd::new(EFD_NONBLOCK)?,
+        };
+        let watched = server.socket()?;
+        Ok(VhostUserLink {
+            shared: Arc::new(shared),
+            server: Mutex::new(Some(server)),
+            threads: Mutex::default(),
+            options,
+            watched,
+        })
+    }
+
+    /// Request queues in use.
+    pub fn request_queues(&self) -> usize {
+        self.shared.queues.len() - 1
+    }
+}
+
+impl Link for VhostUserLink {
+    fn pages(&self) -> u32 {
+        self.options.pages
+    }
+
+    fn read_page(&self, page: u32, offset: usize, into: &mut [u8]) {
+        self.shared.memory.read(self.shared.place(page, offset, into.len()), into);
+    }
+
+    fn write_page(&self, page: u32, offset: usize, from: &[u8]) {
+        self.shared.memory.write(self.shared.place(page, offset, from.len()), from);
+    }
+
+    fn zero_page(&self, page: u32, range: Range<usize>) {
+        const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+        self.write_page(page, range.start, &ZEROS[..range.len()]);
+    }
+
+    fn start(&self, receiver: Arc<dyn Receiver>) {
+        assert!(self.shared.receiver.set(receiver).is_ok(), "a link is started once");
+        let mut threads = self.threads.lock();
+        for index in 0..self.shared.queues.len() {
+            let (shared, poll_us) = (Arc::clone(&self.shared), self.options.poll_us);
+            let name = format!("ashore-reap{index}");
+            let reaper = thread::Builder::new().name(name);
+            match reaper.spawn(move || shared.bring_answers(index, poll_us)) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => self.shared.end(&format!("no thread could be started: {error}")),
+            }
+        }
+        let (shared, watched) = (Arc::clone(&self.shared), self.watched.try_clone());
+        let watcher = thread::Builder::new().name("ashore-watch".into());
+        match watched.and_then(|watched| watcher.spawn(move || shared.watch(&watched))) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => self.shared.end(&format!("the connection cannot be watched: {error}")),
+        }
+    }
+
+    fn submit(&self, message: Message) -> Result<(), Closed> {
+        if self.shared.ended.load(Ordering::Acquire) {
+            return Err(Closed);
+        }
+        let queue = if message.urgent { 0 } else { 1 + thread_number() % self.request_queues() };
+        self.shared.queues[queue].submit(message)
+    }
+
+    fn close(&self) {
+        self.shared.queues.iter().for_each(Queue::close);
+        if let Some(mut server) = self.server.lock().take() {
+            server.stop(self.shared.queues.len());
+        }
+        self.shared.end_quietly();
+        let this = thread::current().id();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // A receiver may close the link it is called from.
+            if thread.thread().id() != this {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for VhostUserLink {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn place(&self, page: u32, offset: usize, length: usize) -> usize {
+        assert!(offset + length <= PAGE_BYTES, "within one page");
+        self.pages + page as usize * PAGE_BYTES + offset
+    }
+
+    /// Brings the answers of one queue until the link ends.
+    fn bring_answers(&self, index: usize, poll_us: u32) {
+        let queue = &self.queues[index];
+        loop {
+            queue.want_no_interrupt();
+            match self.bring_what_is_there(queue) {
+                Ok(()) => {}
+                Err(lie) => return self.end(&format!("the server broke the rules of queue {index}: {lie}")),
+            }
+            if self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            if !look(queue, Duration::from_micros(u64::from(poll_us))) && queue.ask_for_interrupt() {
+                self.sleep(queue);
+            }
+        }
+    }
+
+    fn bring_what_is_there(&self, queue: &Queue) -> Result<(), super::queue::Lie> {
+        while let Some(completion) = queue.reap()? {
+            // Id 0 has no answer that anybody waits for.
+            if completion.id != 0
+                && let Some(receiver) = self.receiver.get()
+            {
+                receiver.completed(completion);
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep(&self, queue: &Queue) {
+        wait_for([borrow(queue.call()), borrow(&self.end)], PollFlags::IN);
+        let _ = queue.call().read();
+    }
+
+    /// Ends the link when the server hangs up. It says nothing on the connection unless asked, so whatever comes
+    /// while nobody asks is its end.
+    fn watch(&self, socket: &OwnedFd) {
+        loop {
+            let ready = wait_for([socket.as_fd(), borrow(&self.end)], PollFlags::RDHUP);
+            if ready[1] || self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            if ready[0] {
+                return self.end("the server has hung up");
+            }
+        }
+    }
+
+    fn end(&self, why: &str) {
+        if !self.ended.load(Ordering::Acquire) {
+            tracing::error!("the link to the server has ended: {why}");
+        }
+        self.end_quietly();
+    }
+
+    fn end_quietly(&self) {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.queues.iter().for_each(Queue::close);
+        let _ = self.end.write(1);
+        if let Some(receiver) = self.receiver.get() {
+            receiver.ended();
+        }
+    }
+}
+
+/// Looks for completions for a while; says whether there are any.
+fn look(queue: &Queue, time: Duration) -> bool {
+    if queue.has_completions() {
+        return true;
+    }
+    if time.is_zero() {
+        return false;
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        for _ in 0..32 {
+            if queue.has_completions() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+    }
+    false
+}
+
+/// Sleeps until one of both is ready, or hung up; says which.
+fn wait_for(fds: [BorrowedFd<'_>; 2], first: PollFlags) -> [bool; 2] {
+    let mut polled =
+        [PollFd::from_borrowed_fd(fds[0], first), PollFd::from_borrowed_fd(fds[1], PollFlags::IN)];
+    // An interruption by a signal is a look too many, and an error of poll itself must not become a busy loop.
+    if let Err(error) = poll(&mut polled, None)
+        && error != rustix::io::Errno::INTR
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
+    polled.map(|fd| !fd.revents().is_empty())
+}
+
+fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor belongs to the event, which is borrowed for as long as the result is.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// Threads take queues in turn, each always the same one.
+fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    NUMBER.with(|number| {
+        if number.get() == usize::MAX {
+            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        number.get()
+    })
+}

@@ -1,0 +1,332 @@
+//! One ring, from the driver's side: requests are made available, answers are reaped.
+//!
+//! Every request is one descriptor of the ring, which leads to a table of its own (INDIRECT_DESC): head, payload, room
+//! for the reply, target. A slot belongs to a request from its submission until its completion was reaped, so the
+//! number of the slot is the number of the descriptor, and a completion of one that is not in flight is a lie.
+//!
+//! ```text
+//!     free slots ──submit──► in flight ──used ring──► reap ──► free slots
+//!         ▲                                             │
+//!         └── overflow: requests that found no slot, in their order, go next
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use ashore_wire::abi::OUT_HEADER_SIZE;
+use ashore_wire::link::{Closed, Completion, Message, Segment};
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::memory::{GUEST_BASE, Memory, PAGE_BYTES};
+
+/// Requests in flight on one queue; as many as the ring has descriptors.
+pub(super) const QUEUE_SIZE: u16 = 128;
+/// Requests that wait for a slot, at most: far more than a client has in flight, so that reaching it is a mistake.
+const OVERFLOW_MAX: usize = 65_536;
+/// Bytes of a request's head, at most: SETXATTR with the largest value Linux knows, and its names.
+pub(super) const HEAD_MAX: usize = 72 << 10;
+/// Bytes of a reply that are not in pages, header included, at most: a READDIR of 256 KiB.
+pub(super) const REPLY_MAX: usize = (256 << 10) + 256;
+/// Descriptors in a table, at most: 1 MiB in single pages both ways, and the two fixed parts.
+const TABLE_MAX: usize = 2 * 256 + 2;
+
+const DESCRIPTOR_BYTES: usize = 16;
+const TABLE_BYTES: usize = (TABLE_MAX * DESCRIPTOR_BYTES).next_multiple_of(PAGE_BYTES);
+const SLOT_BYTES: usize = TABLE_BYTES + HEAD_MAX + REPLY_MAX.next_multiple_of(PAGE_BYTES);
+const DESCRIPTORS_BYTES: usize = QUEUE_SIZE as usize * DESCRIPTOR_BYTES;
+const AVAILABLE_BYTES: usize = (6 + 2 * QUEUE_SIZE as usize).next_multiple_of(64);
+const USED_BYTES: usize = (6 + 8 * QUEUE_SIZE as usize).next_multiple_of(64);
+/// Bytes that one queue takes.
+pub(super) const QUEUE_BYTES: usize = (DESCRIPTORS_BYTES + AVAILABLE_BYTES + USED_BYTES)
+    .next_multiple_of(PAGE_BYTES)
+    + QUEUE_SIZE as usize * SLOT_BYTES;
+
+const DESCRIPTOR_NEXT: u16 = 1;
+const DESCRIPTOR_WRITE: u16 = 2;
+const DESCRIPTOR_INDIRECT: u16 = 4;
+/// `avail.flags`: do not interrupt us.
+const NO_INTERRUPT: u16 = 1;
+/// `used.flags`: do not notify the server.
+const NO_NOTIFY: u16 = 1;
+
+/// Where the three parts of a ring are, as offsets into the memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RingPlaces {
+    pub(super) descriptors: usize,
+    pub(super) available: usize,
+    pub(super) used: usize,
+}
+
+/// The server broke the rules of the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(super) enum Lie {
+    #[error("it completed {0} requests at once, more than there are in flight")]
+    Index(u16),
+    #[error("it completed descriptor {0}, which is not in flight")]
+    NotInFlight(u32),
+    #[error("it says that it wrote {said} bytes where there was room for {room}")]
+    Length { said: u32, room: usize },
+}
+
+/// One queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    memory: Arc<Memory>,
+    places: RingPlaces,
+    slots: usize,
+    /// Where the pages of the client begin.
+    pages: usize,
+    event_idx: bool,
+    kick: EventFd,
+    call: EventFd,
+    state: Mutex<State>,
+    /// The used index up to which completions were reaped. Written by the reaper alone.
+    reaped: AtomicU16,
+}
+
+#[derive(Debug)]
+struct State {
+    free: Vec<u16>,
+    in_flight: Vec<Option<InFlight>>,
+    available: u16,
+    overflow: VecDeque<Message>,
+    closed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    id: u64,
+    /// Bytes of the reply that lie in the slot.
+    fixed: usize,
+    /// Bytes there was room for in all.
+    room: usize,
+}
+
+impl Queue {
+    /// A queue whose memory begins at `offset`.
+    pub(super) fn new(
+        memory: Arc<Memory>,
+        offset: usize,
+        pages: usize,
+        event_idx: bool,
+    ) -> io::Result<Queue> {
+        let available = offset + DESCRIPTORS_BYTES;
+        let used = available + AVAILABLE_BYTES;
+        let state = State {
+            free: (0..QUEUE_SIZE).rev().collect(),
+            in_flight: vec![None; usize::from(QUEUE_SIZE)],
+            available: 0,
+            overflow: VecDeque::new(),
+            closed: false,
+        };
+        Ok(Queue {
+            memory,
+            places: RingPlaces { descriptors: offset, available, used },
+            slots: (used + USED_BYTES).next_multiple_of(PAGE_BYTES),
+            pages,
+            event_idx,
+            kick: EventFd::new(EFD_NONBLOCK)?,
+            call: EventFd::new(EFD_NONBLOCK)?,
+            state: Mutex::new(state),
+            reaped: AtomicU16::new(0),
+        })
+    }
+
+    pub(super) fn places(&self) -> RingPlaces {
+        self.places
+    }
+
+    pub(super) fn size(&self) -> u16 {
+        QUEUE_SIZE
+    }
+
+    pub(super) fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    pub(super) fn call(&self) -> &EventFd {
+        &self.call
+    }
+
+    /// Makes a request available, or lets it wait for a slot.
+    pub(super) fn submit(&self, message: Message) -> Result<(), Closed> {
+        let mut state = self.state.lock();
+        let fits = message.head.len() <= HEAD_MAX && OUT_HEADER_SIZE + message.reply_room <= REPLY_MAX;
+        let segments = message.payload.len() + message.target.len();
+        assert!(fits && segments + 2 <= TABLE_MAX, "a request is within the limits that this link states");
+        if state.closed || state.overflow.len() >= OVERFLOW_MAX {
+            return Err(Closed);
+        }
+        let old = state.available;
+        match state.free.pop() {
+            Some(slot) if state.overflow.is_empty() => self.make_available(&mut state, slot, &message),
+            Some(slot) => {
+                state.free.push(slot);
+                state.overflow.push_back(message);
+            }
+            None => state.overflow.push_back(message),
+        }
+        self.notify(old, state.available);
+        Ok(())
+    }
+
+    fn make_available(&self, state: &mut State, slot: u16, message: &Message) {
+        let place = self.slots + usize::from(slot) * SLOT_BYTES;
+        let (head, reply) = (place + TABLE_BYTES, place + TABLE_BYTES + HEAD_MAX);
+        self.memory.write(head, &message.head);
+        let fixed = if message.id == 0 { 0 } else { OUT_HEADER_SIZE + message.reply_room };
+        let mut table = Vec::with_capacity(message.payload.len() + message.target.len() + 2);
+        push(&mut table, head, message.head.len(), 0);
+        self.push_pages(&mut table, &message.payload, 0);
+        if fixed > 0 {
+            push(&mut table, reply, fixed, DESCRIPTOR_WRITE);
+        }
+        self.push_pages(&mut table, &message.target, DESCRIPTOR_WRITE);
+        let target: usize = message.target.iter().map(|segment| segment.length as usize).sum();
+        self.memory.write(place, &encode(&table));
+        let whole =
+            [Part { offset: place, length: table.len() * DESCRIPTOR_BYTES, flags: DESCRIPTOR_INDIRECT }];
+        self.memory.write(self.places.descriptors + usize::from(slot) * DESCRIPTOR_BYTES, &encode(&whole));
+        state.in_flight[usize::from(slot)] = Some(InFlight { id: message.id, fixed, room: fixed + target });
+        let entry = self.places.available + 4 + 2 * usize::from(state.available % QUEUE_SIZE);
+        self.memory.store(entry, slot, Ordering::Relaxed);
+        state.available = state.available.wrapping_add(1);
+        // Release: a server that sees the index sees all that was written before.
+        self.memory.store(self.places.available + 2, state.available, Ordering::Release);
+    }
+
+    /// Segments that follow each other in memory become one descriptor.
+    fn push_pages(&self, table: &mut Vec<Part>, segments: &[Segment], flags: u16) {
+        let mut last_is_ours = false;
+        for segment in segments {
+            let offset = self.pages + segment.page as usize * PAGE_BYTES;
+            let length = segment.length as usize;
+            match table.last_mut() {
+                Some(last) if last_is_ours && last.offset + last.length == offset => last.length += length,
+                _ => push(table, offset, length, flags),
+            }
+            last_is_ours = true;
+        }
+    }
+
+    /// Wakes the server, if it wants to be woken for what was made available since `old`.
+    fn notify(&self, old: u16, new: u16) {
+        if old == new {
+            return;
+        }
+        // The server writes what it wants and then looks at the index; we have written the index and now look at what
+        // it wants. With a full fence on both sides one of us sees the other.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let event: u16 =
+                self.memory.load(self.places.used + 4 + 8 * usize::from(QUEUE_SIZE), Ordering::Relaxed);
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            self.memory.load::<u16>(self.places.used, Ordering::Relaxed) & NO_NOTIFY == 0
+        };
+        if wanted {
+            // It fails only if the counter is full: then the server has been woken often enough.
+            let _ = self.kick.write(1);
+        }
+    }
+
+    /// Whether something was completed and not reaped.
+    pub(super) fn has_completions(&self) -> bool {
+        self.memory.load::<u16>(self.places.used + 2, Ordering::Acquire)
+            != self.reaped.load(Ordering::Relaxed)
+    }
+
+    /// Takes what has been completed; to be called by one thread. `None`: nothing has.
+    pub(super) fn reap(&self) -> Result<Option<Completion>, Lie> {
+        let reaped = self.reaped.load(Ordering::Relaxed);
+        // Acquire: what the server wrote before the index is there.
+        let used: u16 = self.memory.load(self.places.used + 2, Ordering::Acquire);
+        if used == reaped {
+            return Ok(None);
+        }
+        if used.wrapping_sub(reaped) > QUEUE_SIZE {
+            return Err(Lie::Index(used.wrapping_sub(reaped)));
+        }
+        let entry = self.places.used + 4 + 8 * usize::from(reaped % QUEUE_SIZE);
+        let mut bytes = [0; 8];
+        self.memory.read(entry, &mut bytes);
+        let [id, length] =
+            [0, 4].map(|at| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes")));
+        self.reaped.store(reaped.wrapping_add(1), Ordering::Relaxed);
+        self.complete(id, length).map(Some)
+    }
+
+    fn complete(&self, descriptor: u32, length: u32) -> Result<Completion, Lie> {
+        let mut state = self.state.lock();
+        let slot = usize::try_from(descriptor).unwrap_or(usize::MAX);
+        let request =
+            state.in_flight.get_mut(slot).and_then(Option::take).ok_or(Lie::NotInFlight(descriptor))?;
+        if length as usize > request.room {
+            return Err(Lie::Length { said: length, room: request.room });
+        }
+        let mut reply = vec![0; request.fixed.min(length as usize)];
+        self.memory.read(self.slots + slot * SLOT_BYTES + TABLE_BYTES + HEAD_MAX, &mut reply);
+        let old = state.available;
+        match state.overflow.pop_front() {
+            Some(next) => self.make_available(&mut state, slot as u16, &next),
+            None => state.free.push(slot as u16),
+        }
+        self.notify(old, state.available);
+        Ok(Completion { id: request.id, length: length as usize, reply })
+    }
+
+    /// Asks to be woken by the next completion. Returns `false` if there is one already.
+    pub(super) fn ask_for_interrupt(&self) -> bool {
+        if self.event_idx {
+            let event = self.places.available + 4 + 2 * usize::from(QUEUE_SIZE);
+            self.memory.store(event, self.reaped.load(Ordering::Relaxed), Ordering::Relaxed);
+        } else {
+            self.memory.store(self.places.available, 0u16, Ordering::Relaxed);
+        }
+        // Ours is the server's part of `notify` here: say what is wanted, then look.
+        fence(Ordering::SeqCst);
+        !self.has_completions()
+    }
+
+    /// No interrupts while we look anyway. With EVENT_IDX nothing is to be done: the event lies behind us.
+    pub(super) fn want_no_interrupt(&self) {
+        if !self.event_idx {
+            self.memory.store(self.places.available, NO_INTERRUPT, Ordering::Relaxed);
+        }
+    }
+
+    /// From now on nothing is submitted.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.overflow.clear();
+    }
+}
+
+/// One descriptor.
+#[derive(Clone, Copy)]
+struct Part {
+    offset: usize,
+    length: usize,
+    flags: u16,
+}
+
+fn push(table: &mut Vec<Part>, offset: usize, length: usize, flags: u16) {
+    table.push(Part { offset, length, flags });
+}
+
+/// Descriptors as they stand in memory, each but the last leading to the next.
+fn encode(table: &[Part]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(table.len() * DESCRIPTOR_BYTES);
+    for (index, part) in table.iter().enumerate() {
+        let next = if index + 1 < table.len() { DESCRIPTOR_NEXT } else { 0 };
+        bytes.extend_from_slice(&(GUEST_BASE + part.offset as u64).to_le_bytes());
+        bytes.extend_from_slice(&(part.length as u32).to_le_bytes());
+        bytes.extend_from_slice(&(part.flags | next).to_le_bytes());
+        bytes.extend_from_slice(&(index as u16 + 1).to_le_bytes());
+    }
+    bytes
+}

@@ -1,0 +1,84 @@
+//! The seam between the client and what carries its requests to a server.
+//!
+//! A link has memory that the server can see, divided into pages of 4 KiB; requests name pages of it, so that the
+//! data of a WRITE and of a READ is never copied: the client's page cache *is* this memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Part of a page: from its start, so many bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// The page.
+    pub page: u32,
+    /// Bytes of it, at most 4096.
+    pub length: u32,
+}
+
+/// A request to be carried over.
+#[derive(Debug)]
+pub struct Message {
+    /// Comes back with the completion; the `unique` of the request's header. 0 for a request without an answer.
+    pub id: u64,
+    /// Header and arguments.
+    pub head: Vec<u8>,
+    /// The data of a WRITE, behind the head.
+    pub payload: Vec<Segment>,
+    /// Bytes the answer may have between its header and what goes into `target`.
+    pub reply_room: usize,
+    /// Where the rest of the answer goes: the data of a READ.
+    pub target: Vec<Segment>,
+    /// Requests that must not wait behind others: FORGET, INTERRUPT.
+    pub urgent: bool,
+}
+
+/// What came back for a request.
+#[derive(Debug)]
+pub struct Completion {
+    /// [`Message::id`].
+    pub id: u64,
+    /// Bytes the server says it has written, header included; never more than there was room for.
+    pub length: usize,
+    /// The start of the answer, header first, as far as it is not in pages.
+    pub reply: Vec<u8>,
+}
+
+/// Takes what a link brings. Called from threads of the link, several at once; never waits for the link.
+pub trait Receiver: Send + Sync {
+    /// An answer.
+    fn completed(&self, completion: Completion);
+    /// The link has ended and brings no more answers. Called once.
+    fn ended(&self);
+}
+
+/// The link has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the link to the server has ended")]
+pub struct Closed;
+
+/// Carries requests to a server and brings back the answers.
+///
+/// Answers may come in any order. A link whose server breaks the rules (an id that was not sent, more bytes than
+/// there was room for) ends.
+pub trait Link: Send + Sync + 'static {
+    /// Pages of shared memory; they are named by numbers from 0.
+    fn pages(&self) -> u32;
+
+    /// Copies out of a page. The server may be changing it meanwhile; what is read then is anything.
+    fn read_page(&self, page: u32, offset: usize, into: &mut [u8]);
+
+    /// Copies into a page.
+    fn write_page(&self, page: u32, offset: usize, from: &[u8]);
+
+    /// Makes part of a page zero.
+    fn zero_page(&self, page: u32, range: Range<usize>);
+
+    /// Tells who takes the answers. Called once, before the first [`Link::submit`].
+    fn start(&self, receiver: Arc<dyn Receiver>);
+
+    /// Sends a request. May be called by a [`Receiver`], and therefore never waits for an answer.
+    fn submit(&self, message: Message) -> Result<(), Closed>;
+
+    /// Ends the link. After this returns the server touches no page any more, or none that is read again.
+    fn close(&self);
+}
