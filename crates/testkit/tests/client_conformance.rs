@@ -584,3 +584,78 @@ fn a_short_write_is_finished_before_syncfs() {
     assert_eq!(server.journal().answered(Opcode::Write), 2);
     assert!(server.stable() == data);
 }
+
+/// Catches: a flush that looks twice, and loses a page whose first write is answered between its looks.
+#[test]
+fn a_page_rewritten_in_flight_is_never_lost_whenever_the_first_write_is_answered() {
+    let (server, client) = world();
+    let f = file(&server, &client, "f");
+    server.watch("f");
+    server.delay(all(Opcode::Write), Duration::from_micros(60));
+    for n in 0..1500u64 {
+        f.write_all_at(&(2 * n).to_le_bytes(), 0).unwrap();
+        client.start_writeback();
+        f.write_all_at(&(2 * n + 1).to_le_bytes(), 0).unwrap();
+        // The answer comes somewhere between here and the end of the flush.
+        (0..n % 97).for_each(|_| std::hint::spin_loop());
+        client.sync().unwrap();
+        assert_eq!(server.stable(), (2 * n + 1).to_le_bytes(), "round {n}");
+    }
+}
+
+/// Catches: a cache that fills with dirty pages without a bound, and writers that wait for ever when the server dies.
+#[test]
+fn writers_wait_at_a_bound_and_fail_when_the_server_dies() {
+    for dies in [false, true] {
+        let server = Scripted::new(ashore_client::toy::Toy::default(), 256);
+        let client = server.connect(quiet());
+        let f = Arc::new(file(&server, &client, "f"));
+        let hold = server.hold(all(Opcode::Write));
+        let written = Arc::new(AtomicU64::new(0));
+        let writer = {
+            let (f, written) = (Arc::clone(&f), Arc::clone(&written));
+            thread::spawn(move || {
+                (0..1000).try_for_each(|n| {
+                    written.store(n, Ordering::Relaxed);
+                    f.write_all_at(&[1; PAGE as usize], n * PAGE)
+                })
+            })
+        };
+        thread::sleep(5 * A_MOMENT);
+        assert!(!writer.is_finished());
+        assert!(written.load(Ordering::Relaxed) <= 256, "no more than the cache holds");
+        if dies {
+            server.kill();
+            assert_ne!(errno(writer.join().unwrap()), 0);
+        } else {
+            hold.release();
+            writer.join().unwrap().unwrap();
+            client.sync().unwrap();
+            assert!(server.content("f") == vec![1; 1000 * PAGE as usize]);
+        }
+    }
+}
+
+/// Catches: O_SYNC and O_DSYNC that return before the server has done an FSYNC.
+#[test]
+fn a_write_to_a_synchronous_file_returns_after_fsync() {
+    for options in [OpenOptions::new().write(true).sync(true), OpenOptions::new().write(true).data_sync(true)]
+    {
+        for cache in [CacheMode::None, CacheMode::WriteThrough, CacheMode::WriteBack] {
+            let (server, client) = Scripted::start(Options { cache, ..quiet() });
+            client.write("f", b"").unwrap();
+            let f = client.open_with("f", &options).unwrap();
+            server.forget_journal();
+            f.write_all_at(b"data", 0).unwrap();
+            let journal = server.journal();
+            let done =
+                |opcode| journal.position(|entry| entry.opcode == opcode && entry.what == What::Answered(0));
+            assert!(
+                done(Opcode::Write).is_some() && done(Opcode::Write) < done(Opcode::Fsync),
+                "{journal:?}"
+            );
+            server.fail(all(Opcode::Fsync).next(1), Errno::EIO);
+            assert_eq!(errno(f.write_all_at(b"data", 0)), 5);
+        }
+    }
+}
