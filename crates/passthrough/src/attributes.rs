@@ -67,12 +67,7 @@ enum Target<'a> {
 }
 
 /// SETATTR.
-pub(crate) fn setattr(
-    fs: &Passthrough,
-    caller: &Caller<'_>,
-    node: NodeId,
-    set: &SetAttributes<'_>,
-) -> Result<Attributes> {
+pub(crate) fn setattr(fs: &Passthrough, node: NodeId, set: &SetAttributes<'_>) -> Result<Attributes> {
     fs.refuse_if_readonly()?;
     let target = match set.handle() {
         Some(handle) => Target::File(fs.handles.find(handle, node)?),
@@ -82,7 +77,7 @@ pub(crate) fn setattr(
             Err(errno) => return Err(errno),
         },
     };
-    let outcome = apply(fs, caller, &target, node, set);
+    let outcome = apply(fs, &target, node, set);
     // Some of it may have been done, even if not all.
     let place = target.place(fs);
     let settled = changed(fs, place);
@@ -91,13 +86,7 @@ pub(crate) fn setattr(
     Ok(Attributes { attr: to_wire(&stat), timeout: fs.options.cache.timeout() })
 }
 
-fn apply(
-    fs: &Passthrough,
-    caller: &Caller<'_>,
-    target: &Target<'_>,
-    node: NodeId,
-    set: &SetAttributes<'_>,
-) -> Result<()> {
+fn apply(fs: &Passthrough, target: &Target<'_>, node: NodeId, set: &SetAttributes<'_>) -> Result<()> {
     let (valid, values) = (set.valid, set.values);
     if valid.contains(SetattrValid::MODE) {
         target.chmod(fs, Mode::from_raw_mode(values.mode & 0o7777)).told()?;
@@ -108,8 +97,7 @@ fn apply(
         rustix::fs::chownat(target.fd(), c"", uid, gid, AtFlags::EMPTY_PATH).told()?;
     }
     if valid.contains(SetattrValid::SIZE) {
-        let kill = valid.contains(SetattrValid::KILL_SUIDGID) && caller.uid != 0;
-        let _cleared = BitsCleared::when(kill)?;
+        let _cleared = BitsCleared::when(valid.contains(SetattrValid::KILL_SUIDGID))?;
         truncate(fs, target, node, values.size)?;
     }
     if let Some(times) = times(set) {

@@ -39,7 +39,7 @@ impl Backing {
     /// Looks at the file system that `file` is on.
     pub(crate) fn of(file: impl AsFd, device: u64) -> Backing {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mount = mounts.lines().filter_map(Mount::parse).filter(|mount| mount.device == device).last();
+        let mount = Mount::of(&mounts, device);
         let numbers = fstatfs(file).ok();
         let weakness = numbers.as_ref().and_then(|numbers| weakness(numbers, mount.as_ref(), 0));
         Backing {
@@ -66,6 +66,11 @@ struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
+    /// The newest mount of a device.
+    fn of(mounts: &'a str, device: u64) -> Option<Mount<'a>> {
+        mounts.lines().rev().filter_map(Mount::parse).find(|mount| mount.device == device)
+    }
+
     fn parse(line: &'a str) -> Option<Mount<'a>> {
         let (before, after) = line.split_once(" - ")?;
         let mut before = before.split(' ');
@@ -153,7 +158,7 @@ fn below(path: &Path, depth: u32) -> Option<String> {
     let numbers = statfs(name.as_c_str()).ok()?;
     let stat = rustix::fs::stat(name.as_c_str()).ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let mount = mounts.lines().filter_map(Mount::parse).filter(|mount| mount.device == stat.st_dev).last();
+    let mount = Mount::of(&mounts, stat.st_dev);
     weakness(&numbers, mount.as_ref(), depth + 1)
 }
 

@@ -99,7 +99,7 @@ pub(crate) fn host_flags(fs: &Passthrough, flags: u32) -> OFlags {
         kept |= flags & OFlags::NOATIME;
     }
     if fs.agreed(InitFlags::WRITEBACK_CACHE) && kept & OFlags::RWMODE == OFlags::WRONLY {
-        kept = kept - OFlags::RWMODE | OFlags::RDWR;
+        kept = (kept - OFlags::RWMODE) | OFlags::RDWR;
     }
     kept | OFlags::NOCTTY
 }

@@ -5,6 +5,7 @@ use ashore_wire::Errno;
 use rustix::fs::{AtFlags, StatxFlags};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Once;
 
 pub(crate) use rustix::fs::Statx as HostStatx;
 
@@ -25,6 +26,12 @@ impl<T> HostResult<T> for rustix::io::Result<T> {
 
 /// A host's error number as the client is told it.
 pub(crate) fn told(errno: rustix::io::Errno) -> Errno {
+    static OUT_OF_DESCRIPTORS: Once = Once::new();
+    if errno == rustix::io::Errno::MFILE {
+        OUT_OF_DESCRIPTORS.call_once(|| {
+            tracing::error!("out of descriptors; raise the limit on open files (ulimit -n, LimitNOFILE=)");
+        });
+    }
     Errno::from_raw(errno.raw_os_error())
 }
 

@@ -113,6 +113,21 @@ impl Default for Failures {
     }
 }
 
+/// A host file system, for a report or for metrics.
+#[derive(Clone, Debug)]
+pub struct HostReport {
+    /// The device number, as stat(2) has it.
+    pub device: u64,
+    /// What it is made of. `None` if it could not be opened, so that a sync of a change on it fails.
+    pub backing: Option<Backing>,
+    /// Calls of syncfs(2) on it by this process.
+    pub syncs: u64,
+    /// How often something on it could not be made stable.
+    pub failures: u64,
+    /// Whether this client may have changed something there since its last sync.
+    pub unsynced: bool,
+}
+
 /// One host file system.
 pub(crate) struct HostFs {
     device: u64,
@@ -149,6 +164,15 @@ impl HostFs {
     /// What it is made of.
     pub(crate) fn backing(&self) -> Option<Backing> {
         self.descriptor.get().map(|descriptor| Backing::of(descriptor, self.device))
+    }
+
+    /// What there is to say about it, whatever the client.
+    pub(crate) fn report(&self) -> HostReport {
+        let (syncs, failures) = {
+            let rounds = self.rounds.lock();
+            (rounds.ended, rounds.failures.count)
+        };
+        HostReport { device: self.device, backing: self.backing(), syncs, failures, unsynced: false }
     }
 
     /// What went wrong so far.

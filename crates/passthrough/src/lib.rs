@@ -66,7 +66,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno as HostErrno;
 
 pub use backing::Backing;
-pub use hostfs::{HostFileSystems, SyncCall};
+pub use hostfs::{HostFileSystems, HostReport, SyncCall};
 pub use options::{CachePolicy, Durability, InodeFileHandles, Options, StartError};
 
 use credentials::{AsCaller, Credentials};
@@ -162,9 +162,9 @@ impl Passthrough {
         &self.options
     }
 
-    /// The host file systems seen so far, and what they cannot do.
-    pub fn host_file_systems(&self) -> Vec<Backing> {
-        self.places.ledgers().iter().filter_map(|ledger| ledger.host().backing()).collect()
+    /// The host file systems seen so far: what they are, what they cannot do, and how their syncs went.
+    pub fn host_file_systems(&self) -> Vec<HostReport> {
+        self.places.ledgers().iter().map(|ledger| ledger.report()).collect()
     }
 
     /// Nodes that the client has looked up and not forgotten, the root left out.
@@ -333,8 +333,8 @@ impl FileSystem for Passthrough {
         attributes::statx(self, node, handle, flags, mask)
     }
 
-    fn setattr(&self, caller: &Caller<'_>, node: NodeId, set: &SetAttributes<'_>) -> Result<Attributes> {
-        attributes::setattr(self, caller, node, set)
+    fn setattr(&self, _: &Caller<'_>, node: NodeId, set: &SetAttributes<'_>) -> Result<Attributes> {
+        attributes::setattr(self, node, set)
     }
 
     fn readlink(&self, _: &Caller<'_>, node: NodeId) -> Result<Vec<u8>> {

@@ -260,6 +260,7 @@ fn made_file(fs: &Passthrough, directory: &Inode<'_>, file: OwnedFd, nameless: b
     } else {
         fs.places.enter(&identity, file.as_fd())?
     };
+    fs.places.before_change(place, file.as_fd());
     changed(fs, place)?;
     let handle =
         if place.has_handles && !nameless { sys::name_to_handle(file.as_fd(), c"").ok() } else { None };

@@ -82,7 +82,6 @@ impl Options {
         let mut features = InitFlags::PARALLEL_DIROPS
             | InitFlags::AUTO_INVAL_DATA
             | InitFlags::ASYNC_DIO
-            | InitFlags::HAS_IOCTL_DIR
             | InitFlags::ATOMIC_O_TRUNC
             | InitFlags::CREATE_SUPP_GROUP
             | InitFlags::ALLOW_IDMAP;

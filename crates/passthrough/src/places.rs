@@ -4,7 +4,7 @@
 //! bind-mounted, also long after the share was opened. Places are few and never go away, so each has an index, and
 //! finding one by it takes no lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -63,6 +63,8 @@ pub(crate) struct Places {
     chunks: [OnceLock<Box<[OnceLock<Place>]>>; CHUNKS],
     by_identity: Mutex<HashMap<(u64, u64), u32>>,
     ledgers: RwLock<Vec<Arc<Ledger>>>,
+    /// Devices that were refused, so that it is said once.
+    refused: Mutex<HashSet<u64>>,
 }
 
 /// Why a place cannot be used.
@@ -97,6 +99,7 @@ impl Places {
             chunks: Default::default(),
             by_identity: Mutex::default(),
             ledgers: RwLock::default(),
+            refused: Mutex::default(),
         }
     }
 
@@ -164,7 +167,7 @@ impl Places {
         let mount = self.open_for_sync(identity, file);
         let backing = mount.as_ref().map(|mount| Backing::of(mount, identity.device));
         self.judge(identity.device, backing.as_ref())?;
-        let has_handles = self.probe_handles(file, mount.as_ref().map(AsFd::as_fd))?;
+        let has_handles = self.probe_handles(index, file, mount.as_ref().map(AsFd::as_fd))?;
         let duplicate = mount.as_ref().and_then(|mount| rustix::io::fcntl_dupfd_cloexec(mount, 0).ok());
         Ok(Place {
             index,
@@ -196,6 +199,9 @@ impl Places {
             return Ok(());
         }
         if self.require_durable {
+            if !self.refused.lock().insert(device) {
+                return Err(Refusal::NotDurable(weakness.clone()));
+            }
             tracing::error!("refusing {mount_point} ({kind}), which cannot be made stable: {weakness}");
             return Err(Refusal::NotDurable(weakness.clone()));
         }
@@ -205,6 +211,7 @@ impl Places {
 
     fn probe_handles(
         &self,
+        index: u32,
         file: BorrowedFd<'_>,
         mount: Option<BorrowedFd<'_>>,
     ) -> std::result::Result<bool, Refusal> {
@@ -218,7 +225,9 @@ impl Places {
             Ok(_) => Ok(true),
             Err(errno) if self.policy == InodeFileHandles::Mandatory => Err(Refusal::NoHandles(errno)),
             Err(errno) => {
-                tracing::debug!("no file handles at a place: {errno}; its inodes take a descriptor each");
+                if index == 0 {
+                    tracing::info!("file handles cannot be used ({errno}); each inode takes a descriptor");
+                }
                 Ok(false)
             }
         }

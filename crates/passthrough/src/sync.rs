@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::handles::OpenFile;
 use crate::host::HostResult;
-use crate::hostfs::{Failures, HostFs};
+use crate::hostfs::{Failures, HostFs, HostReport};
 use crate::options::Durability;
 use crate::places::Place;
 use crate::{Passthrough, sys};
@@ -63,6 +63,11 @@ impl Ledger {
         if !self.changed.load(Ordering::Relaxed) {
             self.changed.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// What there is to say about it.
+    pub(crate) fn report(&self) -> HostReport {
+        HostReport { unsynced: self.is_changed(), ..self.host.report() }
     }
 
     /// Whether something was changed since the last successful sync began.

@@ -1,7 +1,7 @@
 //! How many descriptors a share uses, and what happens when there are no more. A program of its own: the limit is the
 //! whole process's.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 #[path = "suite/harness.rs"]
 #[allow(dead_code, reason = "this program needs part of it")]

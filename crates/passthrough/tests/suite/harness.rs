@@ -1,5 +1,7 @@
 //! A share over a temporary directory, and a client's side of a transfer.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
+
 use std::ffi::CString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;

@@ -2,7 +2,7 @@
 //!
 //! Tests that mount something need root, and fail without it: that they did not run must not look like success.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 mod escapes;
 mod harness;

@@ -143,8 +143,12 @@ fn the_host_file_systems_of_a_share_can_be_listed() {
     share.node(ROOT, "tmp");
     let found = share.fs.host_file_systems();
     assert_eq!(found.len(), 2);
-    assert_eq!(found[1].kind, "tmpfs");
-    assert_eq!(found[1].mount_point, share.path("tmp").to_str().unwrap());
+    let backing = found[1].backing.as_ref().unwrap();
+    assert_eq!(backing.kind, "tmpfs");
+    assert_eq!(backing.mount_point, share.path("tmp").to_str().unwrap());
+    share.fs.syncfs(ROOT).unwrap();
+    let found = share.fs.host_file_systems();
+    assert!(found.iter().all(|host| (host.syncs, host.failures, host.unsynced) == (1, 0, false)));
 }
 
 /// Aim: a write-back error that the kernel told another process of the host first reaches the client all the same, by

@@ -338,8 +338,9 @@ fn what_keeps_files_in_memory_is_warned_about_or_refused() {
     let memory = TempDir::new_in("/dev/shm").unwrap();
     let share = Passthrough::new(Options::new(memory.path())).unwrap();
     let found = share.host_file_systems();
-    assert_eq!((found.len(), found[0].kind.as_str()), (1, "tmpfs"));
-    assert!(found[0].weakness.as_deref().unwrap().contains("memory"));
+    let backing = found[0].backing.as_ref().unwrap();
+    assert_eq!((found.len(), backing.kind.as_str(), found[0].unsynced), (1, "tmpfs", true));
+    assert!(backing.weakness.as_deref().unwrap().contains("memory"));
     let mut options = Options::new(memory.path());
     options.require_durable = true;
     let message = Passthrough::new(options).unwrap_err().to_string();
