@@ -108,6 +108,7 @@ fn attributes_are_set_by_node_and_by_handle() {
 
 #[test]
 fn attributes_of_a_link_are_its_own() {
+    need_root("to give links away");
     for mode in MODES {
         let share = Share::holding(mode);
         fs::write(share.path("target"), b"x").unwrap();
@@ -204,6 +205,7 @@ fn an_unlinked_inode_goes_on_until_it_is_forgotten() {
 /// Aim: a client that writes times back after the last close must not have its sync fail for them.
 #[test]
 fn times_of_a_file_that_the_host_removed_are_taken_and_nothing_else_is() {
+    need_root("to use file handles");
     let share = Share::new();
     let node = share.put(ROOT, "f", b"x");
     fs::remove_file(share.path("f")).unwrap();
@@ -389,6 +391,7 @@ fn a_read_only_share_changes_nothing() {
 
 #[test]
 fn access_follows_the_permission_bits() {
+    need_root("to give files away");
     let share = Share::new();
     let node = share.put(ROOT, "f", b"");
     fs::set_permissions(share.path("f"), fs::Permissions::from_mode(0o640)).unwrap();
