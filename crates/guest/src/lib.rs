@@ -45,7 +45,7 @@ mod server;
 
 pub use agent::target_dir;
 pub use channel::{Event, Output, Running};
-pub use disk::LoopImage;
+pub use disk::{BindMount, LoopImage, SmallDisk};
 pub use guest::{Builder, Guest, KERNEL_VARIABLE, Share};
 pub use kernel::{DEFAULT_KERNEL, Kernel};
 pub use pattern::count_blocks;

@@ -7,9 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
 
 mod in_a_real_guest {
+    use std::fs::File;
     use std::path::Path;
 
-    use ashore_testkit::guest::{Guest, LoopImage, Server, Share};
+    use ashore_testkit::guest::{BindMount, Guest, LoopImage, Server, Share, SmallDisk};
 
     /// 4 MiB.
     const BLOCKS: usize = 1024;
@@ -121,6 +122,42 @@ mod in_a_real_guest {
         rig.run("agent sync");
         let found = (disk.count_blocks(SEED).unwrap(), below.count_blocks(OTHER_SEED).unwrap());
         assert_eq!(found, (BLOCKS, BLOCKS / 2), "blocks of the share and of the file system below it");
+    }
+
+    /// A file of another host file system that is bind-mounted into the share is no mount point that a guest could be told
+    /// of, and has no SYNCFS of its own.
+    #[test]
+    fn sync_reaches_the_file_system_of_a_single_file_that_is_bind_mounted() {
+        let disk = LoopImage::ext4(256).unwrap();
+        let other = LoopImage::ext4(256).unwrap();
+        let (source, target) = (other.path().join("file"), disk.path().join("file"));
+        std::fs::write(&source, "").unwrap();
+        std::fs::write(&target, "").unwrap();
+        let _bound = BindMount::new(&source, &target).unwrap();
+        let rig = Rig::new(disk.path());
+        rig.run(&format!("agent write /mnt/share/file {OTHER_SEED} {}", BLOCKS / 4));
+        rig.run("agent sync");
+        assert_eq!(other.count_blocks(OTHER_SEED).unwrap(), BLOCKS / 4);
+        rig.run(&format!("agent write /mnt/share/file {SEED} {}", BLOCKS / 4));
+        rig.run("agent syncfs /mnt/share/file");
+        assert_eq!(other.count_blocks(SEED).unwrap(), BLOCKS / 4);
+        drop(rig);
+    }
+
+    /// The host's kernel tells each open descriptor once. Whoever asks first must not be the only one to hear.
+    #[test]
+    fn a_lost_write_is_reported_to_the_guest_although_another_process_was_told_first() {
+        let below = SmallDisk::new(64).unwrap();
+        let disk = LoopImage::ext4_without_journal_on(&below, 256).unwrap();
+        let rig = Rig::new(disk.path());
+        let neighbour = File::open(disk.path()).unwrap();
+        rig.run("touch /mnt/share/data && agent sync");
+        below.fill().unwrap();
+        rig.run(&format!("agent write /mnt/share/data {SEED} {}", BLOCKS / 2));
+        assert!(rustix::fs::syncfs(&neighbour).is_err(), "the disk below is full, so the write is lost");
+        let told = rig.guest.run("agent syncfs /mnt/share").unwrap();
+        assert_ne!(told.code, 0, "the guest's syncfs succeeded, and its data is lost");
+        drop(rig);
     }
 
     /// Nobody unmounts when a machine loses its power, but its server still sees the connection end.
