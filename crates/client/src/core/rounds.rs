@@ -158,9 +158,12 @@ mod tests {
         let first = rounds.arrive();
         assert_eq!(rounds.turn(first), Turn::Lead);
         let second = rounds.arrive();
+        let third = rounds.arrive();
         rounds.abandon();
         assert_eq!(rounds.turn(second), Turn::Lead);
+        rounds.abandon();
+        assert_eq!(rounds.turn(third), Turn::Lead, "he came with the second, whose round was not carried out");
         rounds.finish();
-        assert_eq!(rounds.turn(second), Turn::Served);
+        assert_eq!(rounds.turn(third), Turn::Served);
     }
 }

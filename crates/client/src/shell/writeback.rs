@@ -1,7 +1,8 @@
 //! Writing back: dirty pages go to the server in runs.
 //!
 //! This file and [`super::connection`] hold the two orders that carry everything. Here: [`Mount::send_run_at`]
-//! enters the barrier before the pages stop being dirty. There: a ticket is dropped after the result was recorded.
+//! enters the barrier before the pages stop being dirty. There: a ticket is dropped after the result was recorded; a
+//! run takes its own along, because an answer need not be its end (see [`Mount::run_answered`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -148,10 +149,10 @@ impl Mount {
     pub(crate) fn send_run(self: &Arc<Self>, sent: SentRun, ticket: Ticket) {
         let request = sent.request();
         let mount = Arc::clone(self);
-        self.send(request, Some(ticket), Box::new(move |answer| mount.run_answered(sent, answer)));
+        self.send(request, None, Box::new(move |answer| mount.run_answered(sent, ticket, answer)));
     }
 
-    fn run_answered(self: &Arc<Self>, mut sent: SentRun, answer: Result<Answer, Errno>) {
+    fn run_answered(self: &Arc<Self>, mut sent: SentRun, ticket: Ticket, answer: Result<Answer, Errno>) {
         let skipped = sent.skipped();
         let result = match answer
             .and_then(|answer| answer.read::<WriteOut>())
@@ -159,10 +160,10 @@ impl Mount {
         {
             Ok(taken) if taken == sent.run.length => Ok(()),
             Ok(taken) if taken > sent.taken && taken < sent.run.length => {
-                // The host took a part. The rest is the same change: it is sent on, under a ticket of its own that
-                // is entered before the first one goes.
+                // The host took a part. The rest is the same change, and keeps its place in the barrier: a ticket
+                // entered now would be later than the cut of a sync that waits for this one.
                 sent.taken = taken;
-                self.chores.push(Chore::SendOn(sent, self.barrier.enter()));
+                self.chores.push(Chore::SendOn(sent, ticket));
                 return;
             }
             Ok(_) => Err(Errno::EIO),
@@ -180,6 +181,8 @@ impl Mount {
         }
         self.maybe_off_dirty_list(&sent.inode, &mut locked);
         drop(locked);
+        // Second order: the result is recorded, now the ticket may go.
+        drop(ticket);
         sent.inode.changed.notify_all();
         self.slots.release();
         self.ease_pressure();
