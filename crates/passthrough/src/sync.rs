@@ -262,3 +262,91 @@ pub(crate) fn changed(fs: &Passthrough, place: &Place) -> Result<()> {
     let failures = host.failures();
     if failures.count > before { Err(failures.last) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostfs::HostFileSystems;
+    use rustix::io::Errno as HostErrno;
+
+    fn ledger(hosts: &Arc<HostFileSystems>) -> Ledger {
+        Ledger::new(hosts.reach(7, Some(tempfile::tempfile().unwrap().into())))
+    }
+
+    fn sound_ledger() -> Ledger {
+        ledger(&HostFileSystems::with_sync_call(|_, _| Ok(())))
+    }
+
+    fn sync(ledger: &Ledger) -> Result<()> {
+        ledger.sync(ledger.told.load(Ordering::SeqCst), None)
+    }
+
+    /// Aim: the kernel tells a descriptor of an error once, and of two fsyncs that overlap both hear of it. Method: the
+    /// first is held inside the kernel until the second has been called.
+    #[test]
+    fn of_two_fsyncs_that_overlap_both_hear_of_the_one_error() {
+        let (file, ledger) = (FileSync::default(), sound_ledger());
+        let second_called = std::sync::Barrier::new(2);
+        thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let call = || {
+                    second_called.wait();
+                    thread::sleep(std::time::Duration::from_millis(50));
+                    Err(HostErrno::IO)
+                };
+                file.run(call, &ledger)
+            });
+            second_called.wait();
+            assert_eq!(file.run(|| Ok(()), &ledger), Err(Errno::EIO));
+            assert_eq!(first.join().unwrap(), Err(Errno::EIO));
+        });
+        assert_eq!(file.run(|| Ok(()), &ledger), Ok(()), "told once");
+        assert_eq!(sync(&ledger), Err(Errno::EIO), "the file system's sync says it too");
+        assert_eq!(sync(&ledger), Ok(()));
+    }
+
+    #[test]
+    fn a_call_that_made_no_sense_is_no_loss() {
+        let (file, ledger) = (FileSync::default(), sound_ledger());
+        assert_eq!(file.run(|| Err(HostErrno::INVAL), &ledger), Err(Errno::EINVAL));
+        assert_eq!(file.run(|| Ok(()), &ledger), Ok(()));
+        assert_eq!(sync(&ledger), Ok(()));
+    }
+
+    /// Aim: when a sync succeeds, what was changed before it was called is stable, however changes and syncs overlap, and
+    /// a sync that fails leaves it owed. Method: "the disk" is a number of changes, of which a host sync makes stable
+    /// those that were there when it began; every third one fails and makes nothing stable.
+    #[test]
+    fn a_sync_that_succeeds_covers_every_change_before_it() {
+        const THREADS: u64 = 4;
+        let (changes, stable, calls) =
+            (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+        let (cache, disk) = (Arc::clone(&changes), Arc::clone(&stable));
+        let hosts = HostFileSystems::with_sync_call(move |_, _| {
+            let reached = cache.load(Ordering::SeqCst);
+            thread::yield_now();
+            if calls.fetch_add(1, Ordering::SeqCst) % 3 == 2 {
+                return Err(HostErrno::IO);
+            }
+            disk.fetch_max(reached, Ordering::SeqCst);
+            Ok(())
+        });
+        let ledger = ledger(&hosts);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        let mine = changes.fetch_add(1, Ordering::SeqCst) + 1;
+                        ledger.mark_changed();
+                        if sync(&ledger).is_ok() {
+                            assert!(stable.load(Ordering::SeqCst) >= mine, "success without the change");
+                        }
+                    }
+                });
+            }
+        });
+        while sync(&ledger).is_err() {}
+        assert_eq!(stable.load(Ordering::SeqCst), THREADS * 2000);
+        assert!(!ledger.is_changed());
+    }
+}

@@ -85,8 +85,8 @@ pub(crate) fn read_directory(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> Re
 /// Closes a duplicate of `file` and says how that went: some file systems report a failed write no earlier.
 pub(crate) fn close_duplicate(file: BorrowedFd<'_>) -> Result<()> {
     let duplicate = rustix::io::fcntl_dupfd_cloexec(file, 0)?;
-    // SAFETY: closing by hand is the only way to learn of the error. The descriptor was ours alone and is given up here,
-    // so nothing uses or closes its number again.
+    // SAFETY: closing by hand is the only way to learn of the error. The descriptor was ours alone and is given up
+    // here, so nothing uses or closes its number again.
     let outcome = unsafe { libc::close(duplicate.into_raw_fd()) };
     check(outcome.into()).map(|_| ())
 }
