@@ -95,39 +95,60 @@ impl Slot {
     }
 }
 
+/// Like the barrier's other memory, reused and never freed. See [`shared`](crate::shared).
+#[cfg(not(any(loom, shuttle)))]
+type Chunk = &'static [Slot; CHUNK];
+#[cfg(any(loom, shuttle))]
+type Chunk = Box<[Slot; CHUNK]>;
+
 /// The slots of one barrier.
 pub(crate) struct Slots {
-    chunks: [OnceLock<Box<[Slot; CHUNK]>>; CHUNKS],
+    chunks: [OnceLock<Chunk>; CHUNKS],
 }
 
 impl Slots {
     pub(crate) fn new() -> Self {
         let slots = Self { chunks: [const { OnceLock::new() }; CHUNKS] };
-        if cfg!(any(loom, shuttle)) {
-            slots.make(0);
-        }
+        #[cfg(any(loom, shuttle))]
+        slots.chunks[0].get_or_init(|| Box::new(array::from_fn(|_| Slot::new())));
         slots
     }
 
     /// The calling thread's own slot; none if the thread has no index, because too many have or because it is ending.
     #[inline(always)]
     pub(crate) fn own(&self) -> Option<&Slot> {
-        let index = index::current();
-        match self.chunks.get(index / CHUNK).and_then(OnceLock::get) {
-            Some(chunk) => Some(&chunk[index % CHUNK]),
-            None => self.first_use(),
+        // Most threads use one barrier, and remember where they found their slot.
+        #[cfg(not(any(loom, shuttle)))]
+        if let Some(slot) = index::remembered(self) {
+            return Some(slot);
         }
+        self.find()
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    #[inline(never)]
+    fn find(&self) -> Option<&Slot> {
+        let index = index::current();
+        let chunk: Chunk = match self.chunks.get(index / CHUNK).and_then(OnceLock::get) {
+            Some(chunk) => chunk,
+            None => self.first_use()?,
+        };
+        let slot = &chunk[index::current() % CHUNK];
+        index::remember(self, slot);
+        Some(slot)
     }
 
     /// The thread's first use of any barrier, or the chunk's first use in this one.
+    #[cfg(not(any(loom, shuttle)))]
     #[cold]
-    fn first_use(&self) -> Option<&Slot> {
+    fn first_use(&self) -> Option<Chunk> {
         let index = index::assign()?;
-        Some(&self.make(index / CHUNK)[index % CHUNK])
+        Some(self.chunks[index / CHUNK].get_or_init(|| Box::leak(Box::new(array::from_fn(|_| Slot::new())))))
     }
 
-    fn make(&self, chunk: usize) -> &[Slot; CHUNK] {
-        self.chunks[chunk].get_or_init(|| Box::new(array::from_fn(|_| Slot::new())))
+    #[cfg(any(loom, shuttle))]
+    fn find(&self) -> Option<&Slot> {
+        self.chunks[0].get()?.get(index::current())
     }
 
     /// All slots in which anything may have been counted.
@@ -152,10 +173,11 @@ impl Slots {
 /// Small numbers for living threads.
 #[cfg(not(any(loom, shuttle)))]
 mod index {
-    use super::MOST_THREADS;
+    use super::{MOST_THREADS, Slot, Slots};
     use std::cell::Cell;
     use std::cmp::Reverse;
     use std::collections::BinaryHeap;
+    use std::ptr;
     use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering::Relaxed;
     use std::sync::{Mutex, PoisonError};
@@ -165,6 +187,10 @@ mod index {
     thread_local! {
         /// Without a destructor, so that reading it is one load and is allowed until the very end of a thread.
         static INDEX: Cell<usize> = const { Cell::new(NONE) };
+        /// Where the last slot that was looked for was found: the barrier's slots, by address, and the slot. An address
+        /// stands for the same slots for ever, since they are never freed. As long as the thread has its index, the
+        /// slot is its own; it is forgotten when the index is given back.
+        static LAST: Cell<(usize, Option<&'static Slot>)> = const { Cell::new((0, None)) };
         /// Whose destructor gives the index back.
         static GIVE_BACK: GiveBack = const { GiveBack };
     }
@@ -180,6 +206,7 @@ mod index {
     impl Drop for GiveBack {
         fn drop(&mut self) {
             let index = INDEX.replace(NONE);
+            LAST.set((0, None));
             if index != NONE {
                 FREE.lock().unwrap_or_else(PoisonError::into_inner).push(Reverse(index));
             }
@@ -187,6 +214,15 @@ mod index {
     }
 
     #[inline(always)]
+    pub(super) fn remembered(slots: &Slots) -> Option<&'static Slot> {
+        let (address, slot) = LAST.get();
+        if address == ptr::from_ref(slots).addr() { slot } else { None }
+    }
+
+    pub(super) fn remember(slots: &Slots, slot: &'static Slot) {
+        LAST.set((ptr::from_ref(slots).addr(), Some(slot)));
+    }
+
     pub(super) fn current() -> usize {
         INDEX.get()
     }
@@ -248,10 +284,6 @@ pub(crate) mod index {
 
     pub(super) fn current() -> usize {
         INDEX.try_with(|index| *index).unwrap_or(usize::MAX)
-    }
-
-    pub(super) fn assign() -> Option<usize> {
-        None
     }
 
     pub(super) fn handed_out() -> usize {

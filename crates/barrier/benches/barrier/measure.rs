@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ashore_barrier::bucket::BucketBarrier;
 use ashore_barrier::{Barrier, Cut};
 use criterion::Criterion;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::plot::{Bar, Panel, write};
 use crate::subjects::{Pair, SharedAtomic, ThreadLocals, full_fences};
@@ -58,45 +59,47 @@ fn pairs(criterion: &mut Criterion) -> Panel {
     panel
 }
 
-/// What one iteration takes, as criterion had it measured: the lower quartile of all samples. Other work on the machine
-/// only ever adds to a sample, and to some much more than to others.
+/// What one iteration takes: the median of the samples, without the short ones of the warm-up.
 fn measure(criterion: &mut Criterion, name: &str, mut run: impl FnMut(u64) -> Duration) -> f64 {
     let mut samples = Vec::new();
     criterion.bench_function(name, |bencher| {
         bencher.iter_custom(|iterations| {
             let time = run(iterations);
-            samples.push(time.as_nanos() as f64 / iterations as f64);
+            samples.push((iterations, time.as_nanos() as f64 / iterations as f64));
             time
         });
     });
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 4).copied().unwrap_or(0.0)
+    let longest = samples.iter().map(|sample| sample.0).max().unwrap_or(0);
+    samples.retain(|sample| sample.0 >= longest / 2);
+    samples.sort_by(|one, other| one.1.total_cmp(&other.1));
+    samples.get(samples.len() / 2).map_or(0.0, |sample| sample.1)
 }
 
-/// Every thread does all the iterations. The result is processor time, so that threads without a processor of their own
-/// do not look slow for waiting.
+/// Every thread does all the iterations. The result is processor time, by the kernel's account: threads that wait for
+/// a processor do not look slow for it.
 fn by_threads<P: Pair + 'static>(threads: usize, subject: P) -> Box<dyn Fn(u64) -> Duration> {
     Box::new(move |iterations| {
         let start = Start::new(threads);
-        let ends = thread::scope(|scope| {
+        let total: Duration = thread::scope(|scope| {
             let work = || {
                 start.wait();
-                let began = Instant::now();
+                let began = processor_time();
                 for _ in 0..iterations {
                     black_box(&subject).pair();
                 }
-                (began, Instant::now())
+                processor_time() - began
             };
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut ends = vec![work()];
-            ends.extend(others.into_iter().map(|thread| thread.join().unwrap()));
-            ends
+            let own = work();
+            others.into_iter().map(|thread| thread.join().unwrap()).sum::<Duration>() + own
         });
-        let began = ends.iter().map(|end| end.0).min().unwrap();
-        let ended = ends.iter().map(|end| end.1).max().unwrap();
-        let processors = thread::available_parallelism().map_or(1, usize::from).min(threads);
-        (ended - began).mul_f64(processors as f64 / threads as f64)
+        total / threads as u32
     })
+}
+
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn cuts(criterion: &mut Criterion) -> Panel {
@@ -210,19 +213,14 @@ fn until_woken(barrier: &Barrier, cuts: &Sender<Cut>, times: &Receiver<Instant>)
 
 /// The ratios that are promised, from this run.
 fn report(pairs: &Panel) {
-    println!(
-        "\n| threads | two increments | Barrier | bucket | Barrier : two increments | bucket : Barrier |"
-    );
+    println!("\n| threads | two increments | Barrier | bucket | Barrier : increments | bucket : Barrier |");
     println!("|---|---|---|---|---|---|");
     for (group, threads) in THREADS.iter().enumerate() {
         let time = |name| pairs.find(group, name);
         let (limit, ours, bucket) =
             (time("two thread-local increments"), time("Barrier"), time("bucket (2021)"));
-        println!(
-            "| {threads} | {limit:.2} ns | {ours:.2} ns | {bucket:.1} ns | {:.1} | {:.1} |",
-            ours / limit,
-            bucket / ours
-        );
+        let (cost, gain) = (ours / limit, bucket / ours);
+        println!("| {threads} | {limit:.2} ns | {ours:.2} ns | {bucket:.1} ns | {cost:.1} | {gain:.1} |");
     }
     let (one, two) = (pairs.find(0, "Barrier"), pairs.find(1, "Barrier"));
     println!("\nBarrier, two threads : one thread, for each: {:.2}", two / one);
