@@ -15,7 +15,8 @@ const USAGE: &str = "\
 agent sync                                   sync(2)
 agent syncfs PATH                            syncfs(2) on the file system of PATH
 agent fsync PATH                             fsync(2) of PATH
-agent write PATH SEED COUNT [HOW]            COUNT pattern blocks from index 0; HOW: plain, fsync, dsync, mmap
+agent write PATH SEED COUNT [HOW]            COUNT pattern blocks from index 0; HOW: plain, fsync, dsync, mmap,
+                                             or sync, mmap-sync: sync(2) while the file is open, or mapped
 agent probe PATH SECONDS                     slowest and median microseconds of open + fstat + close, in a loop
 agent manifest DIR                           one line for each name below DIR
 agent halve DIR                              in each folder of DIR remove every second file and rename the others";
@@ -61,11 +62,13 @@ fn write(path: &str, seed: u64, count: u64, how: &str) -> Result<()> {
             file.sync_all()?;
         }
         "dsync" => write_dsync(&file, &bytes)?,
-        "mmap" => {
-            file.set_len(bytes.len() as u64)?;
-            write_mapped(file, &bytes)?;
+        "sync" => {
+            file.write_all_at(&bytes, 0)?;
+            rustix::fs::sync();
         }
-        _ => bail!("{how} is no way to write; there are plain, fsync, dsync and mmap"),
+        "mmap" => write_mapped(file, &bytes, || {})?,
+        "mmap-sync" => write_mapped(file, &bytes, rustix::fs::sync)?,
+        _ => bail!("{how} is no way to write; there are plain, fsync, dsync, mmap, sync and mmap-sync"),
     }
     Ok(())
 }
@@ -80,10 +83,14 @@ fn write_dsync(file: &File, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Stores into a shared mapping of a file that is long enough, and leaves its pages dirty.
-fn write_mapped(file: File, bytes: &[u8]) -> Result<()> {
+/// Stores into a shared mapping and leaves its pages dirty. Linux sends them when the mapping goes; `then` is called
+/// before that.
+fn write_mapped(file: File, bytes: &[u8], then: impl FnOnce()) -> Result<()> {
+    file.set_len(bytes.len() as u64)?;
     let region: MmapRegion = MmapRegion::from_file(FileOffset::new(file, 0), bytes.len())?;
-    Ok(region.as_volatile_slice().write_slice(bytes, 0)?)
+    region.as_volatile_slice().write_slice(bytes, 0)?;
+    then();
+    Ok(())
 }
 
 /// A shell would start two thousand processes for this, which takes minutes under emulation.
