@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 use ashore_client::toy::Toy;
 use ashore_client::{CacheMode, Client, File, OpenOptions, Options};
 use ashore_passthrough::Passthrough;
-use ashore_server::{Limits, Session};
+use ashore_server::{Limits, Session, Worker};
 use ashore_testkit::scripted::{Scripted, all, served};
+use ashore_vhost_user::device::{Device, DeviceOptions, Listener};
+use ashore_vhost_user::driver::{LinkOptions, VhostUserLink};
 use ashore_wire::Opcode;
 use ashore_wire::flags::OpenReplyFlags;
 
@@ -278,6 +280,31 @@ fn random_operations_on_our_server_and_a_host_directory() {
         assert_eq!(client.cache_mode(), cache);
         let path = directory.path().join("f");
         compare(cache, 77, operations, &client, &|| std::fs::read(&path).unwrap());
+    }
+}
+
+/// The same over a socket and two virtqueues.
+#[test]
+fn random_operations_over_vhost_user() {
+    let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(100_000) / 10;
+    for cache in [CacheMode::None, CacheMode::WriteThrough, CacheMode::WriteBack] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut share = ashore_passthrough::Options::new(directory.path());
+        share.writeback = true;
+        let session = Session::new(Passthrough::new(share).unwrap(), Limits::default());
+        let queues = DeviceOptions { request_queues: 2, ..Default::default() };
+        let device =
+            Device::new(queues, move |_, queue| Worker::new(Arc::clone(&session)).run(queue)).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let socket = elsewhere.path().join("socket");
+        let listener = Listener::bind(&socket).unwrap();
+        let serving = std::thread::spawn(move || drop(device.serve(&listener)));
+        let link = LinkOptions { pages: PAGES, request_queues: 2, ..Default::default() };
+        let client = Client::new(VhostUserLink::connect(&socket, link).unwrap(), options(cache)).unwrap();
+        let path = directory.path().join("f");
+        compare(cache, 78, operations, &client, &|| std::fs::read(&path).unwrap());
+        drop(client);
+        serving.join().unwrap();
     }
 }
 

@@ -162,7 +162,11 @@ mod tests {
         rounds.abandon();
         assert_eq!(rounds.turn(second), Turn::Lead);
         rounds.abandon();
-        assert_eq!(rounds.turn(third), Turn::Lead, "he came with the second, whose round was not carried out");
+        assert_eq!(
+            rounds.turn(third),
+            Turn::Lead,
+            "he came with the second, whose round was not carried out"
+        );
         rounds.finish();
         assert_eq!(rounds.turn(third), Turn::Served);
     }

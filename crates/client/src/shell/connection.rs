@@ -207,7 +207,7 @@ impl Mount {
         let Some(pending) = table.answered(RequestId(completed.id)) else {
             drop(table);
             tracing::error!("the server answered request {}, which nobody asked", completed.id);
-            return self.abort();
+            return self.link_ended();
         };
         drop(table);
         self.connection.room.notify_one();
@@ -215,10 +215,21 @@ impl Mount {
         end_request(pending, completed.into_answer(most));
     }
 
-    /// Ends the connection. Whatever waits on it fails.
+    /// Ends the connection and its link. Whatever waits on it fails. Not to be called from a thread of the link, which
+    /// closing waits for.
     pub(crate) fn abort(&self) {
         let aborted = self.connection.table.lock().end();
         self.connection.port.close();
+        self.fail(aborted);
+    }
+
+    /// The link has ended, or brings nonsense: whatever waits on it fails. It is closed when the mount is.
+    pub(crate) fn link_ended(&self) {
+        let aborted = self.connection.table.lock().end();
+        self.fail(aborted);
+    }
+
+    fn fail(&self, aborted: Vec<Pending>) {
         for pending in aborted {
             end_request(pending, Err(Errno::from_raw(ECONNABORTED)));
         }

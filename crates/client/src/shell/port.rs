@@ -109,7 +109,7 @@ impl Receiver for Inbox {
 
     fn ended(&self) {
         if let Some(mount) = self.0.upgrade() {
-            mount.abort();
+            mount.link_ended();
         }
     }
 }
