@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that a change is judged by, in the order in which it is likely to fail.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,34 +17,90 @@ struct Step {
     purpose: &'static str,
     arguments: &'static [&'static str],
     needs_setup: bool,
+    /// Configurations that the code is built with for this step alone, in a target folder of its own.
+    cfgs: &'static [&'static str],
 }
+
+/// The barrier's suite, which runs over modelled threads or over real ones.
+const BARRIER: [&str; 6] = ["test", "--release", "--package", "ashore-barrier", "--test", "suite"];
+/// Of it, the tests that switch deliberate bugs on, each of which must be caught.
+const MUTANTS: [&str; 9] = [
+    "test",
+    "--release",
+    "--package",
+    "ashore-barrier",
+    "--test",
+    "suite",
+    "every_mutant",
+    "--",
+    "--nocapture",
+];
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
         arguments: &["fmt", "--all", "--check"],
         needs_setup: false,
+        cfgs: &[],
     },
     Step {
         name: "lints",
         purpose: "clippy has nothing to say",
         arguments: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"],
         needs_setup: false,
+        cfgs: &[],
     },
     Step {
         name: "tests",
         purpose: "unit, integration and documentation tests, without a guest",
         arguments: &["test", "--workspace", "--", "--skip", "in_a_real_guest::"],
         needs_setup: false,
+        cfgs: &[],
+    },
+    Step {
+        name: "loom",
+        purpose: "the barrier under every schedule of small cases",
+        arguments: &BARRIER,
+        needs_setup: false,
+        cfgs: &["loom"],
+    },
+    Step {
+        name: "shuttle",
+        purpose: "the barrier under a million random schedules",
+        arguments: &BARRIER,
+        needs_setup: false,
+        cfgs: &["shuttle"],
+    },
+    Step {
+        name: "mutants-loom",
+        purpose: "deliberate bugs of the barrier that loom must catch",
+        arguments: &MUTANTS,
+        needs_setup: false,
+        cfgs: &["loom", "mutants"],
+    },
+    Step {
+        name: "mutants-shuttle",
+        purpose: "deliberate bugs of the barrier that shuttle must catch",
+        arguments: &MUTANTS,
+        needs_setup: false,
+        cfgs: &["shuttle", "mutants"],
+    },
+    Step {
+        name: "mutants",
+        purpose: "deliberate bugs of the barrier that real threads must catch",
+        arguments: &MUTANTS,
+        needs_setup: false,
+        cfgs: &["mutants"],
     },
     Step {
         name: "guests",
         purpose: "the same promises in real guests",
         arguments: &["test", "--package", "ashore-testkit", "--test", "guest_*", "--", "--test-threads", "2"],
         needs_setup: true,
+        cfgs: &[],
     },
 ];
 
@@ -75,7 +132,7 @@ struct Outcome {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.list {
         for step in &STEPS {
-            println!("{:8} {}", step.name, step.purpose);
+            println!("{:15} {}", step.name, step.purpose);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -135,6 +192,12 @@ impl Step {
             cargo.arg("--no-fail-fast");
         }
         cargo.args(rest).env(KERNEL_VARIABLE, &options.kernel);
+        if !self.cfgs.is_empty() {
+            let flags: Vec<_> = self.cfgs.iter().map(|cfg| format!("--cfg {cfg}")).collect();
+            let base = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+            // Other flags are another build of everything; in a folder of its own it does not drive out the usual one.
+            cargo.env("RUSTFLAGS", flags.join(" ")).env("CARGO_TARGET_DIR", base.join(self.cfgs.join("-")));
+        }
         let mut child = cargo.spawn().context("cannot start cargo: is it in PATH?")?;
         let output = child.stdout.take().context("the step's output was not captured")?;
         let (mut passed, mut failed) = (0, 0);
@@ -161,14 +224,14 @@ fn counts(line: &str) -> Option<(usize, usize)> {
 }
 
 fn close(outcomes: &[Outcome], not_run: &[&Step]) {
-    println!("\n{:10} {:6} {:>7} {:>7} {:>9}", "step", "", "passed", "failed", "time");
+    println!("\n{:15} {:6} {:>7} {:>7} {:>9}", "step", "", "passed", "failed", "time");
     for outcome in outcomes {
         let seconds = format!("{:.1} s", outcome.time.as_secs_f64());
         let Outcome { name, passed, failed, .. } = outcome;
-        println!("{name:10} {:6} {passed:>7} {failed:>7} {seconds:>9}", verdict(outcome.succeeded));
+        println!("{name:15} {:6} {passed:>7} {failed:>7} {seconds:>9}", verdict(outcome.succeeded));
     }
     for step in not_run {
-        println!("{:10} not run", step.name);
+        println!("{:15} not run", step.name);
     }
     let sum = |count: fn(&Outcome) -> usize| outcomes.iter().map(count).sum::<usize>();
     println!("\n{} passed, {} failed", sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
