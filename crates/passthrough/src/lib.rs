@@ -525,3 +525,38 @@ impl FileSystem for Passthrough {
         data::copy_file_range(self, caller, node, arguments)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inodes::{Candidate, Key};
+
+    /// Aim: a client that swaps names while it is looking one up cannot have a pipe or a device opened as a file.
+    /// Method: an inode with the attributes of one file and the handle of another, as that race would leave it.
+    #[test]
+    fn a_handle_that_leads_to_another_file_is_never_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let share = std::fs::File::open(directory.path()).unwrap();
+        std::fs::write(directory.path().join("file"), b"x").unwrap();
+        rustix::fs::mkfifoat(&share, c"pipe", Mode::from_raw_mode(0o600)).unwrap();
+        let hosts = HostFileSystems::with_sync_call(|_, _| Ok(()));
+        let fs = Passthrough::with_hosts(Options::new(directory.path()), hosts).unwrap();
+        let place = fs.places.at(fs.root.place);
+        assert!(place.has_handles, "this test needs root, for file handles");
+        let expected = FileIdentity::of(&host::statx_at(share.as_fd(), c"file").unwrap());
+        let candidate = Candidate {
+            key: Key { place: place.index, ino: expected.ino },
+            birth: expected.birth,
+            kind: expected.kind,
+        };
+        let pipe = sys::name_to_handle(share.as_fd(), c"pipe").unwrap();
+        let node = fs.inodes.add(&candidate, Location::by_handle(&pipe), false);
+        // For reading and writing: so the pipe would be opened at once, and the test fail rather than hang.
+        let flags = libc::O_RDWR as u32;
+        assert_eq!(data::open(&fs, node, flags, OpenRequestFlags::empty()).unwrap_err(), Errno::ESTALE);
+        assert_eq!(fs.getattr(&Caller::default(), node, None).unwrap_err(), Errno::ESTALE);
+        let found = fs.lookup(&Caller::default(), NodeId::ROOT, Name::new(c"file").unwrap()).unwrap();
+        assert_ne!(found.node, node.0, "the file itself is found");
+        assert!(data::open(&fs, NodeId(found.node), 0, OpenRequestFlags::empty()).is_ok());
+    }
+}
