@@ -115,6 +115,10 @@ fn no_line_is_too_long_to_read_and_none_ends_in_blanks() {
     sources(&root(), &mut files);
     for path in files {
         for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            // A row of a table in documentation cannot be broken.
+            if line.trim_start().starts_with("//! |") || line.trim_start().starts_with("/// |") {
+                continue;
+            }
             let place = format!("{}:{}", path.display(), number + 1);
             assert!(line.chars().count() <= 140, "{place}: {} characters", line.chars().count());
             assert!(!line.ends_with([' ', '\t']), "{place}: ends in blanks");

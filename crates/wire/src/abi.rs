@@ -63,17 +63,32 @@ macro_rules! kernel_structures {
 
 kernel_structures! {
     /// Attributes of an inode.
-    Attr "fuse_attr" { ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32 }
+    Attr "fuse_attr" {
+        ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32,
+        mtimensec: u32, ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32,
+        flags: u32
+    }
     /// A point in time in the layout of statx(2).
     SxTime "fuse_sx_time" { tv_sec: i64, tv_nsec: u32, reserved: i32 }
     /// Attributes in the layout of statx(2).
-    Statx "fuse_statx" { mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32, mode: u16, spare0: [u16; 1], ino: u64, size: u64, blocks: u64, attributes_mask: u64, atime: SxTime, btime: SxTime, ctime: SxTime, mtime: SxTime, rdev_major: u32, rdev_minor: u32, dev_major: u32, dev_minor: u32, spare2: [u64; 14] }
+    Statx "fuse_statx" {
+        mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32, mode: u16,
+        spare0: [u16; 1], ino: u64, size: u64, blocks: u64, attributes_mask: u64, atime: SxTime,
+        btime: SxTime, ctime: SxTime, mtime: SxTime, rdev_major: u32, rdev_minor: u32, dev_major: u32,
+        dev_minor: u32, spare2: [u64; 14]
+    }
     /// Space and limits of a file system.
-    Kstatfs "fuse_kstatfs" { blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32, padding: u32, spare: [u32; 6] }
+    Kstatfs "fuse_kstatfs" {
+        blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
+        padding: u32, spare: [u32; 6]
+    }
     /// A range of a file and the kind of lock on it.
     FileLock "fuse_file_lock" { start: u64, end: u64, kind: u32, pid: u32 }
     /// A name was found or made: its inode and how long the client may remember both.
-    EntryOut "fuse_entry_out" { nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32, attr_valid_nsec: u32, attr: Attr }
+    EntryOut "fuse_entry_out" {
+        nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32,
+        attr_valid_nsec: u32, attr: Attr
+    }
     /// How many lookups to give back.
     ForgetIn "fuse_forget_in" { nlookup: u64 }
     /// One inode of a BATCH_FORGET.
@@ -87,7 +102,9 @@ kernel_structures! {
     /// STATX.
     StatxIn "fuse_statx_in" { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32 }
     /// Reply to STATX.
-    StatxOut "fuse_statx_out" { attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx }
+    StatxOut "fuse_statx_out" {
+        attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx
+    }
     /// MKNOD; the name follows.
     MknodIn "fuse_mknod_in" { mode: u32, rdev: u32, umask: u32, padding: u32 }
     /// MKDIR; the name follows.
@@ -99,7 +116,11 @@ kernel_structures! {
     /// LINK; the new name follows.
     LinkIn "fuse_link_in" { oldnodeid: u64 }
     /// SETATTR: which attributes (`valid`) and their values.
-    SetattrIn "fuse_setattr_in" { valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32 }
+    SetattrIn "fuse_setattr_in" {
+        valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
+        atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32,
+        unused5: u32
+    }
     /// OPEN and OPENDIR.
     OpenIn "fuse_open_in" { flags: u32, open_flags: u32 }
     /// CREATE and TMPFILE; the name follows.
@@ -111,9 +132,13 @@ kernel_structures! {
     /// FLUSH.
     FlushIn "fuse_flush_in" { fh: u64, unused: u32, padding: u32, lock_owner: u64 }
     /// READ, READDIR and READDIRPLUS.
-    ReadIn "fuse_read_in" { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    ReadIn "fuse_read_in" {
+        fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32
+    }
     /// WRITE; the data follows.
-    WriteIn "fuse_write_in" { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    WriteIn "fuse_write_in" {
+        fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32
+    }
     /// How much was written.
     WriteOut "fuse_write_out" { size: u32, padding: u32 }
     /// Reply to STATFS.
@@ -133,9 +158,15 @@ kernel_structures! {
     /// ACCESS.
     AccessIn "fuse_access_in" { mask: u32, padding: u32 }
     /// INIT; 16 bytes before 7.36.
-    InitIn "fuse_init_in" { major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11] }
+    InitIn "fuse_init_in" {
+        major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11]
+    }
     /// Reply to INIT.
-    InitOut "fuse_init_out" { major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16, congestion_threshold: u16, max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, max_stack_depth: u32, request_timeout: u16, unused: [u16; 11] }
+    InitOut "fuse_init_out" {
+        major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16,
+        congestion_threshold: u16, max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16,
+        flags2: u32, max_stack_depth: u32, request_timeout: u16, unused: [u16; 11]
+    }
     /// INTERRUPT: the request meant.
     InterruptIn "fuse_interrupt_in" { unique: u64 }
     /// BMAP.
@@ -157,7 +188,10 @@ kernel_structures! {
     /// FALLOCATE.
     FallocateIn "fuse_fallocate_in" { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
     /// The head of every request.
-    InHeader "fuse_in_header" { len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16 }
+    InHeader "fuse_in_header" {
+        len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16,
+        padding: u16
+    }
     /// The head of every reply and notification.
     OutHeader "fuse_out_header" { len: u32, error: i32, unique: u64 }
     /// One name of a READDIR reply; `namelen` bytes follow, padded to 8.
@@ -173,9 +207,13 @@ kernel_structures! {
     /// Notification: data for the cache follows.
     NotifyStoreOut "fuse_notify_store_out" { nodeid: u64, offset: u64, size: u32, padding: u32 }
     /// Notification: send cached data back.
-    NotifyRetrieveOut "fuse_notify_retrieve_out" { notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32 }
+    NotifyRetrieveOut "fuse_notify_retrieve_out" {
+        notify_unique: u64, nodeid: u64, offset: u64, size: u32, padding: u32
+    }
     /// NOTIFY_REPLY; the data follows.
-    NotifyRetrieveIn "fuse_notify_retrieve_in" { dummy1: u64, offset: u64, size: u32, dummy2: u32, dummy3: u64, dummy4: u64 }
+    NotifyRetrieveIn "fuse_notify_retrieve_in" {
+        dummy1: u64, offset: u64, size: u32, dummy2: u32, dummy3: u64, dummy4: u64
+    }
     /// Notification: forget these inodes if unused; their ids follow.
     NotifyPruneOut "fuse_notify_prune_out" { count: u32, padding: u32, spare: u64 }
     /// Device ioctl: registers a backing file for passthrough.
@@ -185,7 +223,9 @@ kernel_structures! {
     /// Reply to LSEEK.
     LseekOut "fuse_lseek_out" { offset: u64 }
     /// COPY_FILE_RANGE and COPY_FILE_RANGE_64.
-    CopyFileRangeIn "fuse_copy_file_range_in" { fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64 }
+    CopyFileRangeIn "fuse_copy_file_range_in" {
+        fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64
+    }
     /// Reply to COPY_FILE_RANGE_64.
     CopyFileRangeOut "fuse_copy_file_range_out" { bytes_copied: u64 }
     /// SETUPMAPPING.
@@ -205,9 +245,13 @@ kernel_structures! {
     /// Supplementary groups; `nr_groups` 32-bit ids follow.
     SuppGroups "fuse_supp_groups" { nr_groups: u32 }
     /// Per-entry state of FUSE-over-io_uring.
-    UringEntInOut "fuse_uring_ent_in_out" { flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64 }
+    UringEntInOut "fuse_uring_ent_in_out" {
+        flags: u64, commit_id: u64, payload_sz: u32, padding: u32, reserved: u64
+    }
     /// Header area of a FUSE-over-io_uring entry.
-    UringReqHeader "fuse_uring_req_header" { in_out: [u8; 128], op_in: [u8; 128], ring_ent_in_out: UringEntInOut }
+    UringReqHeader "fuse_uring_req_header" {
+        in_out: [u8; 128], op_in: [u8; 128], ring_ent_in_out: UringEntInOut
+    }
     /// Command area of a FUSE-over-io_uring submission.
     UringCmdReq "fuse_uring_cmd_req" { flags: u64, commit_id: u64, qid: u16, padding: [u8; 6] }
 }
