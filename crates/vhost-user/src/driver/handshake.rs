@@ -1,11 +1,16 @@
 //! The messages between us and the server: features, memory, queues; and at the end, taking the queues back.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -30,6 +35,17 @@ pub enum ConnectError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// Somebody listens and says nothing.
+    #[error(
+        "{path} did not answer within {patience:?}; a server that is connected to a virtual machine answers nobody \
+         else until that has gone; or it is no vhost-user-fs server at all"
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long we waited.
+        patience: Duration,
     },
     /// Somebody listens, and it is no vhost-user server, or a broken one.
     #[error("{path} did not answer as a vhost-user-fs server does ({what}); is it another kind of socket?")]
@@ -57,6 +73,7 @@ pub(super) struct Server {
     frontend: Frontend,
     socket: UnixStream,
     path: PathBuf,
+    patience: Duration,
     event_idx: bool,
     /// Queues have to be enabled one by one.
     enables_queues: bool,
@@ -66,21 +83,22 @@ pub(super) struct Server {
 impl Server {
     /// Connects and agrees on features. A server that does not answer within `patience` is none.
     pub(super) fn greet(path: &Path, patience: Duration, most_queues: u16) -> Result<Server, ConnectError> {
-        let connect = |error| ConnectError::Connect { path: path.to_owned(), error };
-        let socket = UnixStream::connect(path).map_err(connect)?;
-        socket.set_read_timeout(Some(patience)).map_err(connect)?;
-        socket.set_write_timeout(Some(patience)).map_err(connect)?;
+        let socket = connect(path, patience).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => ConnectError::Silent { path: path.to_owned(), patience },
+            _ => ConnectError::Connect { path: path.to_owned(), error },
+        })?;
         // The handler checks queue numbers against this; the hiprio queue is one more.
         let frontend = Frontend::from_stream(socket.try_clone()?, u64::from(most_queues) + 1);
         let mut server = Server {
             frontend,
             socket,
             path: path.to_owned(),
+            patience,
             event_idx: false,
             enables_queues: false,
             request_queues: 1,
         };
-        server.agree(most_queues)?;
+        server.in_time(|server| server.agree(most_queues))?;
         Ok(server)
     }
 
@@ -148,8 +166,34 @@ impl Server {
 
     /// Hands memory and queues over; the server begins to serve them.
     pub(super) fn start(&mut self, memory: &Memory, queues: &[Queue]) -> Result<(), ConnectError> {
-        let path = self.path.clone();
-        self.hand_over(memory, queues).map_err(|error| not_a_server(&path, error))
+        self.in_time(|server| {
+            server.hand_over(memory, queues).map_err(|error| not_a_server(&server.path, error))
+        })
+    }
+
+    /// Talks to the server, and hangs up on one that keeps silent for too long. A timeout of the socket would not do:
+    /// `vhost` takes it for an interruption, and goes on waiting.
+    fn in_time<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Server) -> Result<T, ConnectError>,
+    ) -> Result<T, ConnectError> {
+        let (socket, patience) = (self.socket.try_clone()?, self.patience);
+        let (finished, finish) = mpsc::channel::<()>();
+        let hang_up_late = move || {
+            let late = finish.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
+            if late {
+                // It fails if the other side has hung up already.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+            late
+        };
+        let clock = thread::Builder::new().name("ashore-patience".into()).spawn(hang_up_late)?;
+        let result = talk(self);
+        drop(finished);
+        match clock.join() {
+            Ok(true) => Err(ConnectError::Silent { path: self.path.clone(), patience }),
+            _ => result,
+        }
     }
 
     fn hand_over(&mut self, memory: &Memory, queues: &[Queue]) -> Result<(), vhost::Error> {
@@ -186,16 +230,30 @@ impl Server {
         Ok(())
     }
 
-    /// Takes the queues back: the server finishes what it has taken first. Then closes the connection.
-    pub(super) fn stop(&mut self, queues: usize) {
-        for index in 0..queues {
-            // A server that has gone has let go of everything by that.
-            if self.frontend.get_vring_base(index).is_err() {
-                break;
-            }
-        }
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    /// Takes the queues back: the server finishes what it has taken first.
+    pub(super) fn take_back(&mut self, queues: usize) {
+        // A server that has gone, or is silent, has let go of everything by that.
+        let _ = self.in_time(|server| {
+            let mut back = |index| server.frontend.get_vring_base(index).is_ok();
+            let _ = (0..queues).all(&mut back);
+            Ok(())
+        });
     }
+
+    /// Ends the connection.
+    pub(super) fn hang_up(&self) {
+        // It fails if the other side has hung up already.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// Connects; [`WouldBlock`](io::ErrorKind::WouldBlock) if nobody has accepted those before us, and so no more can wait.
+fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(UnixStream::from(socket))
 }
 
 fn not_a_server(path: &Path, error: vhost::Error) -> ConnectError {

@@ -1,6 +1,7 @@
 //! A [`Link`] to a vhost-user-fs server.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -144,10 +145,15 @@ impl Link for VhostUserLink {
 
     fn close(&self) {
         self.shared.queues.iter().for_each(Queue::close);
-        if let Some(mut server) = self.server.lock().take() {
-            server.stop(self.shared.queues.len());
+        let mut server = self.server.lock().take();
+        if let Some(server) = &mut server {
+            server.take_back(self.shared.queues.len());
         }
+        // Before we hang up, lest the watching thread takes it for the server's doing.
         self.shared.end_quietly();
+        if let Some(server) = &server {
+            server.hang_up();
+        }
         let this = thread::current().id();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             // A receiver may close the link it is called from.
@@ -161,6 +167,16 @@ impl Link for VhostUserLink {
 impl Drop for VhostUserLink {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl fmt::Debug for VhostUserLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ended = self.shared.ended.load(Ordering::Relaxed);
+        f.debug_struct("VhostUserLink")
+            .field("options", &self.options)
+            .field("ended", &ended)
+            .finish_non_exhaustive()
     }
 }
 

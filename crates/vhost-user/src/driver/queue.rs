@@ -330,3 +330,156 @@ fn encode(table: &[Part]) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+    use super::*;
+
+    /// A queue, and the part of a server that fills the used ring as it likes.
+    struct World {
+        memory: Arc<Memory>,
+        queue: Queue,
+        used: u16,
+    }
+
+    fn world() -> World {
+        let memory = Arc::new(Memory::new(QUEUE_BYTES + PAGE_BYTES).unwrap());
+        let queue = Queue::new(Arc::clone(&memory), 0, QUEUE_BYTES, true).unwrap();
+        World { memory, queue, used: 0 }
+    }
+
+    impl World {
+        /// Submits a request with room for 8 bytes behind the header.
+        fn submit(&self, id: u64) -> Result<(), Closed> {
+            let (payload, target) = (Vec::new(), Vec::new());
+            self.queue.submit(Message {
+                id,
+                head: vec![1; 40],
+                payload,
+                reply_room: 8,
+                target,
+                urgent: false,
+            })
+        }
+
+        /// The descriptor of the newest request.
+        fn newest(&self) -> u32 {
+            let at = self.queue.state.lock().available.wrapping_sub(1) % QUEUE_SIZE;
+            u32::from(
+                self.memory
+                    .load::<u16>(self.queue.places.available + 4 + 2 * usize::from(at), Ordering::Relaxed),
+            )
+        }
+
+        fn complete(&mut self, descriptor: u32, length: u32) {
+            let entry = self.queue.places.used + 4 + 8 * usize::from(self.used % QUEUE_SIZE);
+            self.memory.write(entry, &descriptor.to_le_bytes());
+            self.memory.write(entry + 4, &length.to_le_bytes());
+            self.used = self.used.wrapping_add(1);
+            self.claim(self.used);
+        }
+
+        fn claim(&self, index: u16) {
+            self.memory.store(self.queue.places.used + 2, index, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn an_honest_server_is_believed() {
+        let mut world = world();
+        for id in 1..=1000 {
+            world.submit(id).unwrap();
+            world.complete(world.newest(), 24);
+            let done = world.queue.reap().unwrap().unwrap();
+            assert_eq!((done.id, done.length, done.reply.len()), (id, 24, 24));
+            assert!(world.queue.reap().unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn requests_beyond_the_ring_wait_for_a_slot_and_go_in_order() {
+        let mut world = world();
+        (1..=300).for_each(|id| world.submit(id).unwrap());
+        let mut first = world.queue.state.lock().in_flight.iter().flatten().map(|f| f.id).collect::<Vec<_>>();
+        first.sort_unstable();
+        assert_eq!(first, (1..=u64::from(QUEUE_SIZE)).collect::<Vec<_>>());
+        for id in 1..=300 {
+            let in_flight = world.queue.state.lock().in_flight.clone();
+            let slot = in_flight.iter().position(|f| f.is_some_and(|f| f.id == id)).unwrap();
+            world.complete(slot as u32, 16);
+            assert_eq!(world.queue.reap().unwrap().unwrap().id, id);
+        }
+    }
+
+    #[test]
+    fn an_answer_may_be_short_or_nothing() {
+        let mut world = world();
+        for length in [0, 3, 16] {
+            world.submit(7).unwrap();
+            world.complete(world.newest(), length);
+            assert_eq!(world.queue.reap().unwrap().unwrap().reply.len(), length as usize);
+        }
+    }
+
+    #[test]
+    fn an_unknown_descriptor_is_a_lie() {
+        for descriptor in [5, u32::from(QUEUE_SIZE), u32::from(QUEUE_SIZE) + 1, 1 << 16, u32::MAX] {
+            let mut world = world();
+            world.submit(1).unwrap();
+            world.complete(descriptor, 16);
+            assert_eq!(world.queue.reap().unwrap_err(), Lie::NotInFlight(descriptor));
+        }
+    }
+
+    #[test]
+    fn completing_a_request_twice_is_a_lie() {
+        let mut world = world();
+        world.submit(1).unwrap();
+        let descriptor = world.newest();
+        world.complete(descriptor, 16);
+        world.complete(descriptor, 16);
+        assert_eq!(world.queue.reap().unwrap().unwrap().id, 1);
+        assert_eq!(world.queue.reap().unwrap_err(), Lie::NotInFlight(descriptor));
+    }
+
+    #[test]
+    fn an_index_that_jumps_is_a_lie() {
+        for index in [QUEUE_SIZE + 1, 1 << 15, u16::MAX] {
+            let world = world();
+            world.submit(1).unwrap();
+            world.claim(index);
+            assert_eq!(world.queue.reap().unwrap_err(), Lie::Index(index));
+        }
+    }
+
+    /// A jump that the ring has room for leads to entries that were never written.
+    #[test]
+    fn an_index_that_runs_ahead_is_found_at_the_first_entry_that_says_nothing() {
+        let mut world = world();
+        world.submit(1).unwrap();
+        world.complete(world.newest(), 16);
+        world.claim(QUEUE_SIZE);
+        assert_eq!(world.queue.reap().unwrap().unwrap().id, 1);
+        assert_eq!(world.queue.reap().unwrap_err(), Lie::NotInFlight(0));
+    }
+
+    #[test]
+    fn more_bytes_than_there_was_room_for_are_a_lie() {
+        let room = OUT_HEADER_SIZE + 8;
+        for said in [room as u32 + 1, u32::MAX] {
+            let mut world = world();
+            world.submit(1).unwrap();
+            world.complete(world.newest(), said);
+            assert_eq!(world.queue.reap().unwrap_err(), Lie::Length { said, room });
+        }
+    }
+
+    #[test]
+    fn a_closed_queue_takes_nothing() {
+        let world = world();
+        world.queue.close();
+        assert_eq!(world.submit(1).unwrap_err(), Closed);
+    }
+}

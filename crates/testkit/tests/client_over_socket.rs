@@ -1,0 +1,487 @@
+//! The client over a real vhost-user socket: against our server, against virtiofsd, and against servers that are
+//! silent, die, or lie.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ashore_client::{CacheMode, Client, FileType, OpenOptions, Options as ClientOptions};
+use ashore_passthrough::{Options, Passthrough};
+use ashore_server::{Limits, Session, Worker};
+use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, StopHandle};
+use ashore_vhost_user::driver::{ConnectError, LinkOptions, VhostUserLink};
+use tempfile::TempDir;
+
+/// No single step takes as long as this, however busy the machine is; what does hangs.
+const FINITE: Duration = Duration::from_secs(30);
+
+/// Our server in this process, on a socket of its own.
+struct Ours {
+    place: TempDir,
+    stop: StopHandle,
+    thread: Option<JoinHandle<Ended>>,
+}
+
+impl Ours {
+    fn start(queues: u16, writeback: bool) -> Ours {
+        let place = tempfile::tempdir().unwrap();
+        let share = place.path().join("share");
+        fs::create_dir(&share).unwrap();
+        let filesystem = Passthrough::new(Options { writeback, ..Options::new(&share) }).unwrap();
+        let session = Session::new(filesystem, Limits::default());
+        let listener = Listener::bind(place.path().join("socket")).unwrap();
+        let workers = Arc::clone(&session);
+        let options = DeviceOptions { request_queues: queues, ..DeviceOptions::default() };
+        let device =
+            Device::new(options, move |_, queue| Worker::new(Arc::clone(&workers)).run(queue)).unwrap();
+        let stop = device.stop_handle();
+        let thread = thread::spawn(move || {
+            let ended = device.serve(&listener).unwrap();
+            session.end().unwrap();
+            ended
+        });
+        Ours { place, stop, thread: Some(thread) }
+    }
+
+    fn share(&self) -> PathBuf {
+        self.place.path().join("share")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.place.path().join("socket")
+    }
+
+    /// How the only connection ended.
+    fn ended(mut self) -> Ended {
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn link(socket: &Path, queues: u16) -> VhostUserLink {
+    let options = LinkOptions { request_queues: queues, pages: 2048, ..LinkOptions::default() };
+    VhostUserLink::connect(socket, options).unwrap()
+}
+
+fn mount(socket: &Path, queues: u16, cache: CacheMode) -> Client {
+    let options = ClientOptions { cache, ..ClientOptions::default() };
+    Client::new(link(socket, queues), options).unwrap()
+}
+
+/// Fails if it takes for ever.
+fn in_finite_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = mpsc::channel();
+    thread::spawn(move || done.send(work()));
+    result.recv_timeout(FINITE).expect("it hangs, or has panicked")
+}
+
+/// Bytes that tell where they belong.
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mix =
+        |at: u64| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD6E8_FEB8_6659_FD93)) >> 32;
+    (0..length as u64).map(|at| mix(at) as u8).collect()
+}
+
+/// What a program does with files, and what the host then sees; any server has to pass it.
+fn basic_suite(client: &Client, share: &Path) {
+    contents(client, share);
+    names(client, share);
+    many_names(client, share);
+    refusals(client);
+    client.sync().unwrap();
+}
+
+fn contents(client: &Client, share: &Path) {
+    // Nine pages and a bit, in pieces that fit nothing.
+    let whole = pattern(1, 37_001);
+    let file = client.create("whole").unwrap();
+    for (index, piece) in whole.chunks(777).enumerate() {
+        file.write_all_at(piece, index as u64 * 777).unwrap();
+    }
+    client.sync().unwrap();
+    assert_eq!(fs::read(share.join("whole")).unwrap(), whole, "after a sync the host sees everything");
+    assert_eq!(client.read("whole").unwrap(), whole);
+
+    file.set_len(5000).unwrap();
+    file.set_len(9000).unwrap();
+    let mut cut = whole[..5000].to_vec();
+    cut.resize(9000, 0);
+    assert_eq!(client.read("whole").unwrap(), cut);
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(share.join("whole")).unwrap(), cut);
+    file.close().unwrap();
+
+    let large = pattern(2, (9 << 20) + 4321);
+    client.write("large", &large).unwrap();
+    assert!(client.read("large").unwrap() == large, "several requests long");
+    assert!(fs::read(share.join("large")).unwrap() == large, "closed is sent");
+    let mut part = vec![0; 100_000];
+    client.open("large").unwrap().read_exact_at(&mut part, 4_000_001).unwrap();
+    assert!(part == large[4_000_001..4_100_001]);
+
+    fs::write(share.join("from-host"), b"made over there").unwrap();
+    assert_eq!(client.read("from-host").unwrap(), b"made over there");
+    let mut log = client.open_with("log", &OpenOptions::new().append(true).create(true)).unwrap();
+    (0..10).for_each(|line| writeln!(log, "line {line}").unwrap());
+    log.close().unwrap();
+    assert_eq!(fs::read_to_string(share.join("log")).unwrap().lines().count(), 10);
+}
+
+fn names(client: &Client, share: &Path) {
+    client.create_dir("dir").unwrap();
+    client.write("dir/old", b"content").unwrap();
+    client.write("replaced", b"goes away").unwrap();
+    client.rename("dir/old", "replaced").unwrap();
+    assert_eq!(client.read("replaced").unwrap(), b"content");
+    assert!(!share.join("dir/old").exists());
+    client.hard_link("replaced", "dir/second").unwrap();
+    assert_eq!(client.metadata("replaced").unwrap().nlink(), 2);
+    client.symlink("dir/second", "link").unwrap();
+    assert_eq!(client.read("link").unwrap(), b"content");
+    assert_eq!(fs::read_link(share.join("link")).unwrap(), Path::new("dir/second"));
+    assert_eq!(client.symlink_metadata("link").unwrap().file_type(), FileType::Symlink);
+    client.set_mode("replaced", 0o640).unwrap();
+    assert_eq!(client.metadata("dir/second").unwrap().mode() & 0o777, 0o640);
+    client.remove_file("link").unwrap();
+    client.remove_file("dir/second").unwrap();
+    client.remove_dir("dir").unwrap();
+    assert!(!share.join("dir").exists());
+    symlink("nowhere", share.join("dangling")).unwrap();
+    assert_eq!(client.read_link("dangling").unwrap(), Path::new("nowhere"));
+}
+
+fn many_names(client: &Client, share: &Path) {
+    client.create_dir("many").unwrap();
+    let name = |index: usize| format!("a file with a name of some length, number {index:04}");
+    for index in 0..1000 {
+        client.write(format!("many/{}", name(index)), index.to_string().as_bytes()).unwrap();
+    }
+    let listed = |entries: Vec<ashore_client::DirectoryEntry>| {
+        let mut names: Vec<_> = entries.iter().map(|entry| entry.file_name()).collect();
+        names.sort();
+        names
+    };
+    let all: Vec<_> = (0..1000).map(|index| std::ffi::OsString::from(name(index))).collect();
+    assert_eq!(listed(client.read_dir("many").unwrap()), all);
+    for index in (0..1000).step_by(97) {
+        let content = client.read(format!("many/{}", name(index))).unwrap();
+        assert_eq!(content, index.to_string().as_bytes());
+        assert_eq!(fs::read(share.join("many").join(name(index))).unwrap(), content);
+    }
+    (0..1000).for_each(|index| client.remove_file(format!("many/{}", name(index))).unwrap());
+    assert_eq!(fs::read_dir(share.join("many")).unwrap().count(), 0);
+}
+
+fn refusals(client: &Client) {
+    let errno = |result: io::Result<()>| result.unwrap_err().raw_os_error().unwrap();
+    let number = |errno: rustix::io::Errno| errno.raw_os_error();
+    assert_eq!(errno(client.open("none").map(drop)), number(rustix::io::Errno::NOENT));
+    assert_eq!(errno(client.create_dir("many")), number(rustix::io::Errno::EXIST));
+    assert_eq!(errno(client.remove_dir("large")), number(rustix::io::Errno::NOTDIR));
+    assert_eq!(errno(client.read_dir("large").map(drop)), number(rustix::io::Errno::NOTDIR));
+    // Servers have extended attributes off unless told otherwise.
+    let refused = errno(client.set_xattr("large", "user.colour", b"red"));
+    let no = [rustix::io::Errno::NOSYS, rustix::io::Errno::OPNOTSUPP].map(number);
+    assert!(no.contains(&refused), "{refused}");
+}
+
+#[test]
+fn the_basic_suite_in_each_cache_mode() {
+    for (cache, writeback) in [
+        (CacheMode::None, false),
+        (CacheMode::WriteThrough, false),
+        (CacheMode::WriteBack, false),
+        (CacheMode::WriteBack, true),
+    ] {
+        let server = Ours::start(1, writeback);
+        let client = mount(&server.socket(), 1, cache);
+        let agreed =
+            if cache == CacheMode::WriteBack && !writeback { CacheMode::WriteThrough } else { cache };
+        assert_eq!(client.cache_mode(), agreed);
+        basic_suite(&client, &server.share());
+        client.unmount().unwrap();
+        assert_eq!(server.ended(), Ended::Disconnected);
+    }
+}
+
+#[test]
+fn as_many_queues_as_both_sides_have() {
+    for (offered, wanted, used) in [(1, 1, 1), (1, 8, 1), (3, 2, 2), (4, 64, 4)] {
+        let server = Ours::start(offered, false);
+        assert_eq!(link(&server.socket(), wanted).request_queues(), used);
+    }
+}
+
+/// Four threads, each with files of its own that overlap nothing, and one that all share, on two queues.
+#[test]
+fn four_threads_on_two_queues_keep_their_contents_apart() {
+    const ROUNDS: u64 = 300;
+    const BLOCK: usize = 10_000;
+    let server = Ours::start(2, true);
+    let client = mount(&server.socket(), 2, CacheMode::WriteBack);
+    let shared = Arc::new(client.create("shared").unwrap());
+    let threads: Vec<_> = (0..4u64)
+        .map(|number| {
+            let (client, shared) = (client.clone(), Arc::clone(&shared));
+            thread::spawn(move || {
+                for round in 0..ROUNDS {
+                    let seed = number * ROUNDS + round;
+                    let data = pattern(seed, BLOCK);
+                    shared.write_all_at(&data, seed * BLOCK as u64).unwrap();
+                    let (name, later) = (format!("{number}-{round}"), format!("{number}-{round}-renamed"));
+                    client.write(&name, &data).unwrap();
+                    client.rename(&name, &later).unwrap();
+                    assert!(client.read(&later).unwrap() == data, "{later}");
+                    let mut back = vec![0; BLOCK];
+                    shared.read_exact_at(&mut back, seed * BLOCK as u64).unwrap();
+                    assert!(back == data, "block {seed} of the shared file");
+                    if round % 16 == number {
+                        client.sync().unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    client.sync().unwrap();
+    let on_host = fs::File::open(server.share().join("shared")).unwrap();
+    for seed in 0..4 * ROUNDS {
+        let data = pattern(seed, BLOCK);
+        let mut found = vec![0; BLOCK];
+        on_host.read_exact_at(&mut found, seed * BLOCK as u64).unwrap();
+        assert!(found == data, "block {seed} on the host");
+        let name = format!("{}-{}-renamed", seed / ROUNDS, seed % ROUNDS);
+        assert!(fs::read(server.share().join(&name)).unwrap() == data, "{name} on the host");
+    }
+    drop(shared);
+    client.unmount().unwrap();
+}
+
+/// The program, as a child that can be killed.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for_socket(socket: &Path) {
+    let begun = Instant::now();
+    while !socket.exists() {
+        assert!(begun.elapsed() < FINITE, "no server comes up at {}", socket.display());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The server goes while requests are in flight: everything ends with an error, and nothing says it is stable.
+#[test]
+fn a_server_that_goes_in_the_middle_is_an_error_in_finite_time() {
+    for round in 0..10 {
+        let server = Ours::start(2, true);
+        let client = mount(&server.socket(), 2, CacheMode::WriteBack);
+        let file = Arc::new(client.create("file").unwrap());
+        let gone = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..3u64)
+            .map(|number| {
+                let (file, client, gone) = (Arc::clone(&file), client.clone(), Arc::clone(&gone));
+                thread::spawn(move || {
+                    let data = pattern(number, 50_000);
+                    for at in 0.. {
+                        let after = gone.load(Ordering::SeqCst);
+                        let written = file.write_all_at(&data, (at % 50) * 50_000);
+                        let synced = written.and_then(|()| client.sync());
+                        assert!(!(after && synced.is_ok()), "a sync that began after the end has succeeded");
+                        if synced.is_err() {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(5 + round * 7));
+        server.stop.stop();
+        assert_eq!(server.ended(), Ended::Stopped);
+        gone.store(true, Ordering::SeqCst);
+        in_finite_time(move || writers.into_iter().for_each(|writer| writer.join().unwrap()));
+        in_finite_time(move || {
+            assert!(client.sync().is_err(), "each later sync fails");
+            assert!(client.read("other").is_err());
+            assert!(client.write("new", b"x").is_err());
+            drop(file);
+            client.unmount().unwrap_err();
+        });
+    }
+}
+
+#[test]
+fn nobody_at_the_socket() {
+    let place = tempfile::tempdir().unwrap();
+    let missing = VhostUserLink::connect(place.path().join("none"), LinkOptions::default());
+    assert!(matches!(missing, Err(ConnectError::Connect { .. })));
+    let abandoned = place.path().join("abandoned");
+    drop(UnixListener::bind(&abandoned).unwrap());
+    let refused = VhostUserLink::connect(&abandoned, LinkOptions::default());
+    assert!(matches!(refused, Err(ConnectError::Connect { .. })));
+    let too_long = VhostUserLink::connect("x".repeat(200), LinkOptions::default());
+    assert!(matches!(too_long, Err(ConnectError::Connect { .. })));
+}
+
+fn impatient() -> LinkOptions {
+    LinkOptions { patience: Duration::from_millis(300), pages: 64, ..LinkOptions::default() }
+}
+
+#[test]
+fn a_socket_where_nobody_answers_is_given_up() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("silent");
+    let _listener = UnixListener::bind(&path).unwrap();
+    in_finite_time(move || {
+        // Until the backlog is full, and then some: from then on even connecting waits.
+        let mut waiting = Vec::new();
+        for _ in 0..3 {
+            let silent = VhostUserLink::connect(&path, impatient()).unwrap_err();
+            assert!(matches!(silent, ConnectError::Silent { .. }), "{silent}");
+        }
+        while let Ok(stream) = nonblocking_connect(&path) {
+            waiting.push(stream);
+        }
+        let silent = VhostUserLink::connect(&path, impatient()).unwrap_err();
+        assert!(matches!(silent, ConnectError::Silent { .. }), "{silent}");
+    });
+}
+
+fn nonblocking_connect(path: &Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// A server of something else: says what it likes to everybody who connects.
+fn babbling(answer: impl Fn(UnixStream) + Send + 'static) -> (TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || listener.incoming().flatten().for_each(answer));
+    (place, path)
+}
+
+#[test]
+fn another_kind_of_server_is_recognised() {
+    let http = |mut stream: UnixStream| {
+        let _ = stream.read(&mut [0; 64]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    };
+    let hangs_up = drop;
+    let noise = |mut stream: UnixStream| {
+        let _ = stream.write_all(&pattern(3, 1 << 16));
+    };
+    for (_place, path) in [babbling(http), babbling(hangs_up), babbling(noise)] {
+        let error = in_finite_time(move || VhostUserLink::connect(&path, impatient()).unwrap_err());
+        assert!(matches!(error, ConnectError::NotAServer { .. }), "{error}");
+    }
+}
+
+/// Takes the rings and never answers a request.
+#[test]
+fn a_server_that_takes_requests_and_never_answers_is_given_up() {
+    let (_place, path, stop) = device_that(|mut queue| {
+        use ashore_wire::seam::RequestQueue;
+        let mut kept = Vec::new();
+        while let Some(exchange) = queue.next() {
+            kept.push(exchange);
+        }
+    });
+    let error = in_finite_time(move || {
+        let options =
+            ClientOptions { connect_timeout: Duration::from_millis(300), ..ClientOptions::default() };
+        let link = VhostUserLink::connect(&path, impatient()).unwrap();
+        Client::new(link, options).unwrap_err()
+    });
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    stop.stop();
+}
+
+fn device_that(
+    handler: impl Fn(ashore_vhost_user::device::DeviceQueue) + Send + Sync + 'static,
+) -> (TempDir, PathBuf, StopHandle) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("socket");
+    let listener = Listener::bind(&path).unwrap();
+    let device = Device::new(DeviceOptions::default(), move |_, queue| handler(queue)).unwrap();
+    let stop = device.stop_handle();
+    thread::spawn(move || device.serve(&listener));
+    (place, path, stop)
+}
+
+fn virtiofsd() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"));
+    let program = cache.join("ashore/peers/bin/virtiofsd");
+    assert!(program.exists(), "{} is missing: run `cargo xtask setup --peers`", program.display());
+    program
+}
+
+fn start_virtiofsd(place: &Path, more: &[&str]) -> Program {
+    fs::create_dir_all(place.join("share")).unwrap();
+    let mut command = Command::new(virtiofsd());
+    command.arg("--shared-dir").arg(place.join("share")).arg("--socket-path").arg(place.join("socket"));
+    command.args(["--sandbox", "none", "--seccomp", "none"]).args(more);
+    let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let program = Program(child);
+    wait_for_socket(&place.join("socket"));
+    program
+}
+
+#[test]
+#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
+fn the_basic_suite_against_virtiofsd() {
+    for (cache, more) in [
+        (CacheMode::None, &["--announce-submounts"][..]),
+        (CacheMode::WriteThrough, &["--announce-submounts", "--cache", "never"]),
+        (CacheMode::WriteBack, &["--announce-submounts", "--writeback", "--thread-pool-size", "4"]),
+    ] {
+        let place = tempfile::tempdir().unwrap();
+        let mut server = start_virtiofsd(place.path(), more);
+        let client = mount(&place.path().join("socket"), 4, cache);
+        basic_suite(&client, &place.path().join("share"));
+        client.unmount().unwrap();
+        assert!(server.0.wait().unwrap().success(), "it ends in peace when we have gone");
+    }
+}
+
+#[test]
+#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
+fn a_virtiofsd_that_is_killed_is_an_error_in_finite_time() {
+    let place = tempfile::tempdir().unwrap();
+    let mut server = start_virtiofsd(place.path(), &["--writeback"]);
+    let client = mount(&place.path().join("socket"), 1, CacheMode::WriteBack);
+    client.create("file").unwrap().write_all_at(b"dirty", 0).unwrap();
+    server.0.kill().unwrap();
+    server.0.wait().unwrap();
+    in_finite_time(move || {
+        assert!(client.write("new", b"x").is_err());
+        assert!(client.sync().is_err());
+        client.unmount().unwrap_err();
+    });
+}
