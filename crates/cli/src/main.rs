@@ -5,6 +5,7 @@
 mod logging;
 mod serve;
 mod signals;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -24,12 +25,27 @@ struct Arguments {
 enum Command {
     /// Share a host directory with a virtual machine, over vhost-user
     Serve(serve::ServeArguments),
+    /// List a directory of a share
+    Ls(tools::ListArguments),
+    /// Print a file of a share
+    Cat(tools::PathArguments),
+    /// Tell what is known about a file of a share
+    Stat(tools::PathArguments),
+    /// Make all that was changed in a share stable
+    Sync(tools::SyncArguments),
+    /// Copy files into a share or out of it
+    Cp(tools::CopyArguments),
 }
 
 /// Exit codes: 0 done, 1 failed (the message says what and what to do), 2 wrong usage.
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(arguments) => serve::serve(arguments),
+        Command::Ls(arguments) => tools::list(arguments),
+        Command::Cat(arguments) => tools::cat(arguments),
+        Command::Stat(arguments) => tools::stat(arguments),
+        Command::Sync(arguments) => tools::sync(arguments),
+        Command::Cp(arguments) => tools::copy(arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ashore: {error:#}");

@@ -12,6 +12,7 @@ use ashore_passthrough::{CachePolicy, Durability, InodeFileHandles, Options, Pas
 use ashore_server::{Limits, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
 use clap::{ArgAction, Args, ValueEnum};
+use rustix::process::{Resource, Rlimit};
 
 use crate::logging::{self, LogLevel};
 use crate::signals;
@@ -147,8 +148,7 @@ enum Flush {
 pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::start(arguments.log_level);
     arguments.hint();
-    // Modes come from the guest, masked there already. A mask of ours would be applied on top.
-    rustix::process::umask(rustix::fs::Mode::empty());
+    prepare_process();
     let filesystem = Passthrough::new(arguments.passthrough_options())?;
     let early_sync_grace = Duration::from_millis(arguments.early_sync_grace);
     let session = Session::new(filesystem, Limits { early_sync_grace, ..Default::default() });
@@ -251,6 +251,24 @@ impl ServeArguments {
              -device vhost-user-fs-pci,chardev=ashore,tag={tag}{queues}; in the guest: mount -t virtiofs {tag} /mnt",
             absolute(&self.shared_dir).display(),
         )
+    }
+}
+
+/// What belongs to the whole process, and so to the program rather than to a library.
+fn prepare_process() {
+    // Modes come from the guest, masked there already. A mask of ours would be applied on top.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    // Groups of whoever started the server must not open for a guest's caller what his own do not. Threads inherit this;
+    // there are none yet.
+    if rustix::process::geteuid().is_root()
+        && let Err(error) = rustix::thread::set_thread_groups(&[])
+    {
+        tracing::warn!("the server's supplementary groups could not be dropped: {error}");
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
     }
 }
 
