@@ -1,7 +1,8 @@
 //! FUSE messages as Rust types, and the seams between those who move them and those who understand them.
 //!
 //! Bytes from a client become a typed [`Request`] in one place, [`Request::parse`]; after that, nothing asks
-//! whether a message is well formed. Values become bytes again in one place, [`Reply::encode`].
+//! whether a message is well formed. Values become bytes again in one place, [`Reply::encode`]. For clients, [`encode`]
+//! is the mirror of both.
 //!
 //! The protocol is that of the Linux header `include/uapi/linux/fuse.h`, up to 7.45 (Linux 7.2). Clients from
 //! 7.27 on (Linux 5.0) are understood: older ones laid out some structures differently.
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod encode;
 pub mod errno;
 pub mod flags;
 pub mod ids;

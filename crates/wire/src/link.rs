@@ -6,6 +6,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes of a request's head, at most: SETXATTR with the largest value Linux knows, and its name.
+pub const HEAD_MAX: usize = 72 << 10;
+/// Bytes of [`Message::reply_room`], at most: the largest READDIR, 256 KiB, and some.
+pub const REPLY_ROOM_MAX: usize = (256 << 10) + 128;
+/// Segments of payload and target together, at most: 1 MiB in single pages both ways.
+pub const SEGMENTS_MAX: usize = 2 * 256;
+
 /// Part of a page: from its start, so many bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
@@ -15,7 +22,8 @@ pub struct Segment {
     pub length: u32,
 }
 
-/// A request to be carried over.
+/// A request to be carried over. The bounds above hold for it; who makes a larger one has made a mistake, and a link may
+/// panic.
 #[derive(Debug)]
 pub struct Message {
     /// Comes back with the completion; the `unique` of the request's header. 0 for a request without an answer.
@@ -78,6 +86,14 @@ pub trait Link: Send + Sync + 'static {
 
     /// Sends a request. May be called by a [`Receiver`], and therefore never waits for an answer.
     fn submit(&self, message: Message) -> Result<(), Closed>;
+
+    /// A thread that is about to sleep until an answer comes may look for it itself first: that saves waking it. Brings
+    /// answers, others' too, until `done` or until none has come for as long as the link finds worth while; returns
+    /// whether `done`. The caller holds no lock that its [`Receiver`] takes, and must be ready to sleep afterwards.
+    /// A link without a better idea looks not at all.
+    fn attend(&self, done: &mut dyn FnMut() -> bool) -> bool {
+        done()
+    }
 
     /// Ends the link. After this returns the server touches no page any more, or none that is read again.
     fn close(&self);
