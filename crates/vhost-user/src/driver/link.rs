@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ashore_wire::link::{Closed, Link, Message, Receiver};
 use parking_lot::Mutex;
@@ -17,8 +17,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::handshake::{ConnectError, Server};
+use super::look::Look;
 use super::memory::{Memory, PAGE_BYTES};
-use super::queue::{QUEUE_BYTES, Queue};
+use super::queue::{Lie, QUEUE_BYTES, Queue};
+
+/// How long the thread of a queue waits for the right to reap before it looks whether the link has ended.
+const REAPING_WAIT: Duration = Duration::from_millis(20);
 
 /// What can be chosen about a link.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +31,7 @@ pub struct LinkOptions {
     pub pages: u32,
     /// Request queues to use, at most; the server may offer fewer.
     pub request_queues: u16,
-    /// How long the thread that brings answers looks for them before it sleeps. 0: sleep at once.
+    /// How long a thread looks for answers before it sleeps, at most; less where looking was in vain. 0: sleep at once.
     pub poll_us: u32,
     /// How long a server may take to answer while the link is made, and while it ends.
     pub patience: Duration,
@@ -54,6 +58,8 @@ pub struct VhostUserLink {
 struct Shared {
     memory: Arc<Memory>,
     queues: Vec<Queue>,
+    /// How long to look for answers, for each queue.
+    looks: Vec<Look>,
     /// Where the pages begin in memory.
     pages: usize,
     receiver: OnceLock<Arc<dyn Receiver>>,
@@ -76,6 +82,7 @@ impl VhostUserLink {
         let shared = Shared {
             memory,
             queues,
+            looks: (0..count).map(|_| Look::new(options.poll_us)).collect(),
             pages,
             receiver: OnceLock::new(),
             ended: AtomicBool::new(false),
@@ -94,6 +101,16 @@ impl VhostUserLink {
     /// Request queues in use.
     pub fn request_queues(&self) -> usize {
         self.shared.queues.len() - 1
+    }
+
+    /// Who serves: the process that listened at the socket.
+    pub fn server_process(&self) -> io::Result<rustix::process::Pid> {
+        Ok(rustix::net::sockopt::socket_peercred(&self.watched)?.pid)
+    }
+
+    /// Threads take queues in turn, each always the same one.
+    fn queue_of_this_thread(&self) -> usize {
+        1 + thread_number() % self.request_queues()
     }
 }
 
@@ -119,10 +136,10 @@ impl Link for VhostUserLink {
         assert!(self.shared.receiver.set(receiver).is_ok(), "a link is started once");
         let mut threads = self.threads.lock();
         for index in 0..self.shared.queues.len() {
-            let (shared, poll_us) = (Arc::clone(&self.shared), self.options.poll_us);
+            let shared = Arc::clone(&self.shared);
             let name = format!("ashore-reap{index}");
             let reaper = thread::Builder::new().name(name);
-            match reaper.spawn(move || shared.bring_answers(index, poll_us)) {
+            match reaper.spawn(move || shared.bring_answers(index)) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => self.shared.end(&format!("no thread could be started: {error}")),
             }
@@ -136,11 +153,15 @@ impl Link for VhostUserLink {
     }
 
     fn submit(&self, message: Message) -> Result<(), Closed> {
-        if self.shared.ended.load(Ordering::Acquire) {
+        if self.shared.has_ended() {
             return Err(Closed);
         }
-        let queue = if message.urgent { 0 } else { 1 + thread_number() % self.request_queues() };
+        let queue = if message.urgent { 0 } else { self.queue_of_this_thread() };
         self.shared.queues[queue].submit(message)
+    }
+
+    fn attend(&self, done: &mut dyn FnMut() -> bool) -> bool {
+        done() || self.shared.attend(self.queue_of_this_thread(), done)
     }
 
     fn close(&self) {
@@ -181,39 +202,91 @@ impl fmt::Debug for VhostUserLink {
 }
 
 impl Shared {
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     fn place(&self, page: u32, offset: usize, length: usize) -> usize {
         assert!(offset + length <= PAGE_BYTES, "within one page");
         self.pages + page as usize * PAGE_BYTES + offset
     }
 
-    /// Brings the answers of one queue until the link ends.
-    fn bring_answers(&self, index: usize, poll_us: u32) {
-        let queue = &self.queues[index];
-        loop {
+    /// Brings the answers of one queue until the link ends. Sleeps while threads that wait look for themselves.
+    fn bring_answers(&self, index: usize) {
+        let (queue, look) = (&self.queues[index], &self.looks[index]);
+        while !self.has_ended() {
+            // Not for ever: the one who has the right may be the one who ends the link, and waits for this thread.
+            let Some(reaping) = queue.wait_for_reaping(REAPING_WAIT) else { continue };
             queue.want_no_interrupt();
-            match self.bring_what_is_there(queue) {
-                Ok(()) => {}
-                Err(lie) => return self.end(&format!("the server broke the rules of queue {index}: {lie}")),
-            }
-            if self.ended.load(Ordering::Acquire) {
+            if self.bring_while_it_is_worth_it(index).is_err() {
                 return;
             }
-            if !look(queue, Duration::from_micros(u64::from(poll_us))) && queue.ask_for_interrupt() {
+            let sleep = queue.ask_for_interrupt();
+            drop(reaping);
+            if sleep {
                 self.sleep(queue);
+                look.woken();
             }
         }
     }
 
-    fn bring_what_is_there(&self, queue: &Queue) -> Result<(), super::queue::Lie> {
-        while let Some(completion) = queue.reap()? {
-            // Id 0 has no answer that anybody waits for.
-            if completion.id != 0
-                && let Some(receiver) = self.receiver.get()
-            {
-                receiver.completed(completion);
+    fn bring_while_it_is_worth_it(&self, index: usize) -> Result<(), Lie> {
+        let (queue, look) = (&self.queues[index], &self.looks[index]);
+        loop {
+            self.bring_what_is_there(index)?;
+            // Threads that look for their answers themselves must find nobody in their way.
+            if look.was_lent() || !look.finds(|| queue.has_completions(), || self.has_ended()) {
+                return Ok(());
             }
         }
-        Ok(())
+    }
+
+    /// The thread that waits brings answers itself, unless another does. Before it leaves, it asks for an interrupt, which
+    /// wakes the queue's own thread; so there is always one who brings what comes.
+    fn attend(&self, index: usize, done: &mut dyn FnMut() -> bool) -> bool {
+        let (queue, look) = (&self.queues[index], &self.looks[index]);
+        if !look.is_on() {
+            return false;
+        }
+        look.lend();
+        let Some(reaping) = queue.try_reaping() else { return done() };
+        queue.want_no_interrupt();
+        let mut is_done = false;
+        loop {
+            if self.bring_what_is_there(index).is_err() {
+                return false;
+            }
+            is_done = is_done || done();
+            if !is_done && look.finds(|| queue.has_completions(), || self.has_ended()) {
+                continue;
+            }
+            if queue.ask_for_interrupt() || self.has_ended() {
+                break;
+            }
+        }
+        drop(reaping);
+        is_done
+    }
+
+    /// Brings what has been completed, with the right to reap. A lie ends the link.
+    fn bring_what_is_there(&self, index: usize) -> Result<(), Lie> {
+        loop {
+            if self.has_ended() {
+                return Ok(());
+            }
+            match self.queues[index].reap() {
+                Ok(None) => return Ok(()),
+                // Id 0 has no answer that anybody waits for.
+                Ok(Some(completion)) if completion.id == 0 => {}
+                Ok(Some(completion)) => {
+                    self.receiver.get().inspect(|receiver| receiver.completed(completion));
+                }
+                Err(lie) => {
+                    self.end(&format!("the server broke the rules of queue {index}: {lie}"));
+                    return Err(lie);
+                }
+            }
+        }
     }
 
     fn sleep(&self, queue: &Queue) {
@@ -226,7 +299,7 @@ impl Shared {
     fn watch(&self, socket: &OwnedFd) {
         loop {
             let ready = wait_for([socket.as_fd(), borrow(&self.end)], PollFlags::RDHUP);
-            if ready[1] || self.ended.load(Ordering::Acquire) {
+            if ready[1] || self.has_ended() {
                 return;
             }
             if ready[0] {
@@ -236,7 +309,7 @@ impl Shared {
     }
 
     fn end(&self, why: &str) {
-        if !self.ended.load(Ordering::Acquire) {
+        if !self.has_ended() {
             tracing::error!("the link to the server has ended: {why}");
         }
         self.end_quietly();
@@ -252,26 +325,6 @@ impl Shared {
             receiver.ended();
         }
     }
-}
-
-/// Looks for completions for a while; says whether there are any.
-fn look(queue: &Queue, time: Duration) -> bool {
-    if queue.has_completions() {
-        return true;
-    }
-    if time.is_zero() {
-        return false;
-    }
-    let begun = Instant::now();
-    while begun.elapsed() < time {
-        for _ in 0..32 {
-            if queue.has_completions() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-    }
-    false
 }
 
 /// Sleeps until one of both is ready, or hung up; says which.

@@ -6,6 +6,7 @@
 //! ```text
 //!     VhostUserLink      link.rs       the Link: which queue, threads that bring answers, the end
 //!       Queue            queue.rs      one ring: submit, reap, and what is in flight
+//!       Look             look.rs       how long to look for an answer before sleeping
 //!         Memory         memory.rs     the memory shared with the server, and who has which part
 //!       handshake        handshake.rs  the messages to the server, before and after
 //! ```
@@ -15,6 +16,7 @@
 
 mod handshake;
 mod link;
+mod look;
 mod memory;
 mod queue;
 

@@ -14,10 +14,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::time::Duration;
 
 use ashore_wire::abi::OUT_HEADER_SIZE;
-use ashore_wire::link::{Closed, Completion, Message, Segment};
-use parking_lot::Mutex;
+use ashore_wire::link::{Closed, Completion, HEAD_MAX, Message, REPLY_ROOM_MAX, SEGMENTS_MAX, Segment};
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::memory::{GUEST_BASE, Memory, PAGE_BYTES};
@@ -26,12 +27,10 @@ use super::memory::{GUEST_BASE, Memory, PAGE_BYTES};
 pub(super) const QUEUE_SIZE: u16 = 128;
 /// Requests that wait for a slot, at most: far more than a client has in flight, so that reaching it is a mistake.
 const OVERFLOW_MAX: usize = 65_536;
-/// Bytes of a request's head, at most: SETXATTR with the largest value Linux knows, and its names.
-pub(super) const HEAD_MAX: usize = 72 << 10;
-/// Bytes of a reply that are not in pages, header included, at most: a READDIR of 256 KiB.
-pub(super) const REPLY_MAX: usize = (256 << 10) + 256;
-/// Descriptors in a table, at most: 1 MiB in single pages both ways, and the two fixed parts.
-const TABLE_MAX: usize = 2 * 256 + 2;
+/// Bytes of a reply that are not in pages, header included, at most.
+const REPLY_MAX: usize = OUT_HEADER_SIZE + REPLY_ROOM_MAX;
+/// Descriptors in a table, at most: the segments, and the two fixed parts.
+const TABLE_MAX: usize = SEGMENTS_MAX + 2;
 
 const DESCRIPTOR_BYTES: usize = 16;
 const TABLE_BYTES: usize = (TABLE_MAX * DESCRIPTOR_BYTES).next_multiple_of(PAGE_BYTES);
@@ -83,7 +82,9 @@ pub(super) struct Queue {
     kick: EventFd,
     call: EventFd,
     state: Mutex<State>,
-    /// The used index up to which completions were reaped. Written by the reaper alone.
+    /// Held by the one who reaps.
+    reaping: Mutex<()>,
+    /// The used index up to which completions were reaped. Written by the one who reaps.
     reaped: AtomicU16,
 }
 
@@ -94,6 +95,8 @@ struct State {
     available: u16,
     overflow: VecDeque<Message>,
     closed: bool,
+    /// Where a table is put together; always the same memory.
+    table: Table,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +124,7 @@ impl Queue {
             available: 0,
             overflow: VecDeque::new(),
             closed: false,
+            table: Table::with_room(),
         };
         Ok(Queue {
             memory,
@@ -131,6 +135,7 @@ impl Queue {
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
             state: Mutex::new(state),
+            reaping: Mutex::new(()),
             reaped: AtomicU16::new(0),
         })
     }
@@ -169,7 +174,10 @@ impl Queue {
             }
             None => state.overflow.push_back(message),
         }
-        self.notify(old, state.available);
+        let new = state.available;
+        // A wake-up takes longer than all else here; nobody need wait for it.
+        drop(state);
+        self.notify(old, new);
         Ok(())
     }
 
@@ -178,18 +186,18 @@ impl Queue {
         let (head, reply) = (place + TABLE_BYTES, place + TABLE_BYTES + HEAD_MAX);
         self.memory.write(head, &message.head);
         let fixed = if message.id == 0 { 0 } else { OUT_HEADER_SIZE + message.reply_room };
-        let mut table = Vec::with_capacity(message.payload.len() + message.target.len() + 2);
-        push(&mut table, head, message.head.len(), 0);
-        self.push_pages(&mut table, &message.payload, 0);
+        let table = &mut state.table;
+        table.clear();
+        table.push(head, message.head.len(), 0);
+        self.push_pages(table, &message.payload, 0);
         if fixed > 0 {
-            push(&mut table, reply, fixed, DESCRIPTOR_WRITE);
+            table.push(reply, fixed, DESCRIPTOR_WRITE);
         }
-        self.push_pages(&mut table, &message.target, DESCRIPTOR_WRITE);
+        self.push_pages(table, &message.target, DESCRIPTOR_WRITE);
+        self.memory.write(place, table.finish());
         let target: usize = message.target.iter().map(|segment| segment.length as usize).sum();
-        self.memory.write(place, &encode(&table));
-        let whole =
-            [Part { offset: place, length: table.len() * DESCRIPTOR_BYTES, flags: DESCRIPTOR_INDIRECT }];
-        self.memory.write(self.places.descriptors + usize::from(slot) * DESCRIPTOR_BYTES, &encode(&whole));
+        let whole = descriptor(place, table.bytes.len(), DESCRIPTOR_INDIRECT, 0);
+        self.memory.write(self.places.descriptors + usize::from(slot) * DESCRIPTOR_BYTES, &whole);
         state.in_flight[usize::from(slot)] = Some(InFlight { id: message.id, fixed, room: fixed + target });
         let entry = self.places.available + 4 + 2 * usize::from(state.available % QUEUE_SIZE);
         self.memory.store(entry, slot, Ordering::Relaxed);
@@ -199,17 +207,20 @@ impl Queue {
     }
 
     /// Segments that follow each other in memory become one descriptor.
-    fn push_pages(&self, table: &mut Vec<Part>, segments: &[Segment], flags: u16) {
-        let mut last_is_ours = false;
+    fn push_pages(&self, table: &mut Table, segments: &[Segment], flags: u16) {
+        let mut run: Option<(usize, usize)> = None;
         for segment in segments {
             let offset = self.pages + segment.page as usize * PAGE_BYTES;
             let length = segment.length as usize;
-            match table.last_mut() {
-                Some(last) if last_is_ours && last.offset + last.length == offset => last.length += length,
-                _ => push(table, offset, length, flags),
-            }
-            last_is_ours = true;
+            run = match run {
+                Some((begin, so_far)) if begin + so_far == offset => Some((begin, so_far + length)),
+                _ => {
+                    run.inspect(|(begin, length)| table.push(*begin, *length, flags));
+                    Some((offset, length))
+                }
+            };
         }
+        run.inspect(|(begin, length)| table.push(*begin, *length, flags));
     }
 
     /// Wakes the server, if it wants to be woken for what was made available since `old`.
@@ -239,7 +250,18 @@ impl Queue {
             != self.reaped.load(Ordering::Relaxed)
     }
 
-    /// Takes what has been completed; to be called by one thread. `None`: nothing has.
+    /// The right to reap. Whoever gives it back has asked for an interrupt before, so that nothing is left lying.
+    /// `None` if it could not be had in time.
+    pub(super) fn wait_for_reaping(&self, time: Duration) -> Option<MutexGuard<'_, ()>> {
+        self.reaping.try_lock_for(time)
+    }
+
+    /// As [`Queue::wait_for_reaping`], without waiting.
+    pub(super) fn try_reaping(&self) -> Option<MutexGuard<'_, ()>> {
+        self.reaping.try_lock()
+    }
+
+    /// Takes what has been completed; with the right to reap. `None`: nothing has.
     pub(super) fn reap(&self) -> Result<Option<Completion>, Lie> {
         let reaped = self.reaped.load(Ordering::Relaxed);
         // Acquire: what the server wrote before the index is there.
@@ -268,13 +290,16 @@ impl Queue {
             return Err(Lie::Length { said: length, room: request.room });
         }
         let mut reply = vec![0; request.fixed.min(length as usize)];
+        // Now, before the slot goes to the next request.
         self.memory.read(self.slots + slot * SLOT_BYTES + TABLE_BYTES + HEAD_MAX, &mut reply);
         let old = state.available;
         match state.overflow.pop_front() {
             Some(next) => self.make_available(&mut state, slot as u16, &next),
             None => state.free.push(slot as u16),
         }
-        self.notify(old, state.available);
+        let new = state.available;
+        drop(state);
+        self.notify(old, new);
         Ok(Completion { id: request.id, length: length as usize, reply })
     }
 
@@ -291,9 +316,13 @@ impl Queue {
         !self.has_completions()
     }
 
-    /// No interrupts while we look anyway. With EVENT_IDX nothing is to be done: the event lies behind us.
+    /// No interrupts while we look anyway: the event lies behind us. One that is on its way still comes.
     pub(super) fn want_no_interrupt(&self) {
-        if !self.event_idx {
+        if self.event_idx {
+            let event = self.places.available + 4 + 2 * usize::from(QUEUE_SIZE);
+            let behind = self.reaped.load(Ordering::Relaxed).wrapping_sub(1);
+            self.memory.store(event, behind, Ordering::Relaxed);
+        } else {
             self.memory.store(self.places.available, NO_INTERRUPT, Ordering::Relaxed);
         }
     }
@@ -306,28 +335,40 @@ impl Queue {
     }
 }
 
-/// One descriptor.
-#[derive(Clone, Copy)]
-struct Part {
-    offset: usize,
-    length: usize,
-    flags: u16,
-}
-
-fn push(table: &mut Vec<Part>, offset: usize, length: usize, flags: u16) {
-    table.push(Part { offset, length, flags });
-}
-
 /// Descriptors as they stand in memory, each but the last leading to the next.
-fn encode(table: &[Part]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(table.len() * DESCRIPTOR_BYTES);
-    for (index, part) in table.iter().enumerate() {
-        let next = if index + 1 < table.len() { DESCRIPTOR_NEXT } else { 0 };
-        bytes.extend_from_slice(&(GUEST_BASE + part.offset as u64).to_le_bytes());
-        bytes.extend_from_slice(&(part.length as u32).to_le_bytes());
-        bytes.extend_from_slice(&(part.flags | next).to_le_bytes());
-        bytes.extend_from_slice(&(index as u16 + 1).to_le_bytes());
+#[derive(Debug)]
+struct Table {
+    bytes: Vec<u8>,
+}
+
+impl Table {
+    fn with_room() -> Table {
+        Table { bytes: Vec::with_capacity(TABLE_MAX * DESCRIPTOR_BYTES) }
     }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    fn push(&mut self, offset: usize, length: usize, flags: u16) {
+        let next = (self.bytes.len() / DESCRIPTOR_BYTES + 1) as u16;
+        self.bytes.extend_from_slice(&descriptor(offset, length, flags | DESCRIPTOR_NEXT, next));
+    }
+
+    /// The whole table, whose last descriptor leads nowhere.
+    fn finish(&mut self) -> &[u8] {
+        let flags = self.bytes.len() - 4;
+        self.bytes[flags] &= !(DESCRIPTOR_NEXT as u8);
+        &self.bytes
+    }
+}
+
+fn descriptor(offset: usize, length: usize, flags: u16, next: u16) -> [u8; DESCRIPTOR_BYTES] {
+    let mut bytes = [0; DESCRIPTOR_BYTES];
+    bytes[..8].copy_from_slice(&(GUEST_BASE + offset as u64).to_le_bytes());
+    bytes[8..12].copy_from_slice(&(length as u32).to_le_bytes());
+    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+    bytes[14..].copy_from_slice(&next.to_le_bytes());
     bytes
 }
 
