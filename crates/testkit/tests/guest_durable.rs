@@ -112,16 +112,26 @@ mod in_a_real_guest {
         is_complete_after(&LoopImage::ext4(256).unwrap(), &[&write_pattern("plain"), "umount /mnt/share"]);
     }
 
-    #[test]
-    fn sync_reaches_a_second_file_system_that_is_mounted_below_the_share() {
+    fn reaches_a_second_file_system_below(announcement: &str) {
         let disk = LoopImage::ext4(256).unwrap();
         let below = LoopImage::ext4_at(256, &disk.path().join("below")).unwrap();
-        let rig = Rig::new(disk.path());
+        let rig = Rig::with(Server::builder(disk.path()).arg(announcement).start().unwrap());
         rig.run(&write_pattern("plain"));
         rig.run(&format!("agent write /mnt/share/below/data {OTHER_SEED} {}", BLOCKS / 2));
         rig.run("agent sync");
         let found = (disk.count_blocks(SEED).unwrap(), below.count_blocks(OTHER_SEED).unwrap());
         assert_eq!(found, (BLOCKS, BLOCKS / 2), "blocks of the share and of the file system below it");
+        drop(rig);
+    }
+
+    #[test]
+    fn sync_reaches_a_second_file_system_that_is_mounted_below_the_share() {
+        reaches_a_second_file_system_below("--announce-submounts");
+    }
+
+    #[test]
+    fn sync_reaches_it_also_if_the_guest_was_not_told_that_it_is_another() {
+        reaches_a_second_file_system_below("--no-announce-submounts");
     }
 
     /// A file of another host file system that is bind-mounted into the share is no mount point that a guest could be told
