@@ -32,11 +32,13 @@ impl Peer {
         command.arg("--socket-path").arg(elsewhere.path().join("socket"));
         let child = command.stderr(Stdio::null()).spawn().unwrap();
         let peer = Peer { child, share, elsewhere };
-        let deadline = Instant::now() + FINITE;
-        while !peer.socket().exists() {
-            assert!(Instant::now() < deadline, "virtiofsd makes its socket");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        // The name is there a little before anybody listens, and trying by connecting would use up its one connection.
+        wait_until("virtiofsd listens", || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+            let socket = peer.socket().display().to_string();
+            let listening = |line: &&str| line.ends_with(&socket) && line.contains(" 00010000 ");
+            sockets.lines().any(|line| listening(&line))
+        });
         peer
     }
 
@@ -50,6 +52,18 @@ impl Peer {
         raw
     }
 
+    /// Stops the server, each of its threads.
+    fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        wait_until("virtiofsd stops", || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+                status.contains("State:\tT")
+            })
+        });
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -59,6 +73,14 @@ impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + FINITE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} in finite time");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -213,7 +235,7 @@ fn random_requests(raw: &RawConnection, thread: u32, rounds: u32) {
 fn requests_in_flight_end_when_the_server_is_killed() {
     let peer = Peer::start();
     let raw = peer.connect(LinkOptions::default());
-    peer.signal(Signal::STOP);
+    peer.stop();
     let sent: Vec<_> = (0..300).map(|_| raw.send(Call::syncfs(NodeId::ROOT)).unwrap()).collect();
     let begun = Instant::now();
     peer.signal(Signal::KILL);
@@ -230,7 +252,7 @@ fn a_stopped_server_is_waited_for_as_long_as_asked_and_may_go_on() {
     let peer = Peer::start();
     let raw = peer.connect(LinkOptions::default()).with_patience(Duration::from_millis(100));
     raw.getattr(NodeId::ROOT).unwrap();
-    peer.signal(Signal::STOP);
+    peer.stop();
     let patience = Duration::from_millis(100);
     assert_eq!(raw.getattr(NodeId::ROOT).unwrap_err(), RawError::NoAnswer(patience));
     peer.signal(Signal::CONT);
@@ -243,7 +265,7 @@ fn a_stopped_server_is_waited_for_as_long_as_asked_and_may_go_on() {
 fn a_server_that_is_stopped_or_busy_is_given_up_when_connecting() {
     let peer = Peer::start();
     let options = LinkOptions { patience: Duration::from_millis(200), ..LinkOptions::default() };
-    peer.signal(Signal::STOP);
+    peer.stop();
     let stopped = VhostUserLink::connect(peer.socket(), options).err().unwrap();
     assert!(matches!(stopped, ConnectError::Silent { .. }), "{stopped}");
     peer.signal(Signal::CONT);
@@ -255,7 +277,7 @@ fn closing_while_the_server_is_stopped_takes_finite_time() {
     let peer = Peer::start();
     let options = LinkOptions { patience: Duration::from_millis(200), ..LinkOptions::default() };
     let raw = peer.connect(options);
-    peer.signal(Signal::STOP);
+    peer.stop();
     let _sent = raw.send(Call::getattr(NodeId::ROOT)).unwrap();
     let begun = Instant::now();
     drop(raw);
