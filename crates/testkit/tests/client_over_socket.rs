@@ -76,9 +76,18 @@ impl Drop for Ours {
     }
 }
 
+/// A server that has made its socket may not listen yet.
 fn link(socket: &Path, queues: u16) -> VhostUserLink {
     let options = LinkOptions { request_queues: queues, pages: 2048, ..LinkOptions::default() };
-    VhostUserLink::connect(socket, options).unwrap()
+    let begun = Instant::now();
+    loop {
+        match VhostUserLink::connect(socket, options) {
+            Err(ConnectError::Connect { .. }) if begun.elapsed() < FINITE => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            connected => return connected.unwrap(),
+        }
+    }
 }
 
 fn mount(socket: &Path, queues: u16, cache: CacheMode) -> Client {
