@@ -17,8 +17,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("passthrough", &["server", "wire"]),
     ("vhost-user", &["wire"]),
     ("guest", &[]),
-    // These may use everything; nothing uses them.
-    ("cli", &["barrier", "client", "passthrough", "server", "vhost-user", "wire"]),
+    // These may use everything; nothing uses them, but that the program can measure.
+    ("bench", &["vhost-user", "wire"]),
+    ("cli", &["barrier", "bench", "client", "passthrough", "server", "vhost-user", "wire"]),
     ("testkit", &["barrier", "client", "guest", "passthrough", "server", "vhost-user", "wire"]),
 ];
 

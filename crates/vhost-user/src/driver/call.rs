@@ -101,6 +101,12 @@ impl Call {
         Call::new(head, size_of::<EntryOut>() + size_of::<OpenOut>())
     }
 
+    /// MKNOD of an empty regular file.
+    pub fn mknod(parent: NodeId, name: &[u8]) -> Call {
+        let mknod = MknodIn { mode: NEW_FILE_MODE, ..Default::default() };
+        Call::new(Call::about(Opcode::Mknod, parent).with(&mknod).name(name), size_of::<EntryOut>())
+    }
+
     /// MKDIR.
     pub fn mkdir(parent: NodeId, name: &[u8]) -> Call {
         let mkdir = MkdirIn { mode: NEW_DIRECTORY_MODE, umask: 0 };

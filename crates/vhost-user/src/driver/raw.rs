@@ -29,7 +29,7 @@ use ashore_wire::abi::{AttrOut, EntryOut, InitOut, OUT_HEADER_SIZE, OpenOut, Wri
 use ashore_wire::encode::{AnswerError, AnswerFault, Sender, answer_body, take};
 use ashore_wire::flags::InitFlags;
 use ashore_wire::link::{Completion, Link, Message, Receiver, Segment};
-use ashore_wire::{Errno, FileHandle, NodeId, RequestId};
+use ashore_wire::{Errno, FileHandle, NodeId, Opcode, RequestId};
 use parking_lot::{Condvar, Mutex};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -84,6 +84,8 @@ pub struct Answer {
 pub struct Sent {
     id: u64,
     has_target: bool,
+    /// Takes as long as a disk does: looking for the answer would be in vain.
+    slow: bool,
 }
 
 /// A connection to a server; see the module.
@@ -128,7 +130,9 @@ impl RawConnection {
     /// Sends a request.
     pub fn send(&self, call: Call) -> Result<Sent, RawError> {
         let id = self.inbox.begin()?;
-        let sent = Sent { id, has_target: call.target.is_some() };
+        let slow =
+            matches!(call.head.opcode(), Opcode::Syncfs | Opcode::Fsync | Opcode::Fsyncdir | Opcode::Destroy);
+        let sent = Sent { id, has_target: call.target.is_some(), slow };
         if self.link.submit(message(id, self.sender, call)).is_err() {
             self.inbox.end();
             self.inbox.take(id);
@@ -145,7 +149,7 @@ impl RawConnection {
     /// Waits for an answer.
     pub fn wait(&self, sent: Sent) -> Result<Answer, RawError> {
         let asked = RequestId(sent.id);
-        let Completion { mut reply, length, .. } = self.wait_for_completion(sent.id)?;
+        let Completion { mut reply, length, .. } = self.wait_for_completion(&sent)?;
         let body = answer_body(asked, &reply, length)?;
         reply.truncate(length);
         reply.drain(..OUT_HEADER_SIZE);
@@ -165,9 +169,16 @@ impl RawConnection {
             return;
         }
         let mut table = self.inbox.table.lock();
+        table.watchers += 1;
         while !enough(&table) {
             self.inbox.came.wait(&mut table);
         }
+        table.watchers -= 1;
+    }
+
+    /// Whether a request is answered.
+    pub fn is_done(&self, sent: &Sent) -> bool {
+        self.inbox.table.lock().is_done(sent.id)
     }
 
     /// Sends a request and waits for its answer.
@@ -175,9 +186,11 @@ impl RawConnection {
         self.wait(self.send(call)?)
     }
 
-    fn wait_for_completion(&self, id: u64) -> Result<Completion, RawError> {
-        let deadline = self.patience.map(|patience| Instant::now() + patience);
-        self.link.attend(&mut || self.inbox.table.lock().is_done(id));
+    fn wait_for_completion(&self, sent: &Sent) -> Result<Completion, RawError> {
+        let (id, deadline) = (sent.id, self.patience.map(|patience| Instant::now() + patience));
+        if !sent.slow {
+            self.link.attend(&mut || self.is_done(sent));
+        }
         let mut table = self.inbox.table.lock();
         loop {
             if let Some(completion) = table.take(id) {
@@ -186,6 +199,7 @@ impl RawConnection {
             if table.ended {
                 return Err(RawError::Closed);
             }
+            table.slot(id).expect("it was sent, and not taken").somebody_sleeps = true;
             match deadline {
                 None => self.inbox.came.wait(&mut table),
                 Some(deadline) if !self.inbox.came.wait_until(&mut table, deadline).timed_out() => {}
@@ -363,12 +377,15 @@ struct Inbox {
 struct Table {
     slots: Vec<Slot>,
     free: Vec<usize>,
+    /// Threads that sleep until some of several answers have come.
+    watchers: usize,
     ended: bool,
 }
 
 struct Slot {
     id: u64,
     state: State,
+    somebody_sleeps: bool,
 }
 
 enum State {
@@ -411,14 +428,14 @@ impl Table {
             Some(index) => index,
             None if self.slots.len() < RAW_IN_FLIGHT_MAX => {
                 let id = (self.slots.len() as u64) << SLOT_SHIFT;
-                self.slots.push(Slot { id, state: State::Free });
+                self.slots.push(Slot { id, state: State::Free, somebody_sleeps: false });
                 self.slots.len() - 1
             }
             None => return Err(RawError::Full),
         };
         let slot = &mut self.slots[index];
         slot.id += 1 << USE_SHIFT;
-        slot.state = State::Sent;
+        (slot.state, slot.somebody_sleeps) = (State::Sent, false);
         Ok(slot.id)
     }
 
@@ -451,25 +468,32 @@ impl Table {
         }
     }
 
-    /// The link sees to it that the id was sent; a slot that is in no such state is left alone.
-    fn completed(&mut self, completion: Completion) {
-        let id = completion.id;
-        let Some(slot) = self.slot(id) else { return };
+    /// Says whether somebody sleeps until this. The link sees to it that the id was sent; a slot that is in no such state
+    /// is left alone.
+    fn completed(&mut self, completion: Completion) -> bool {
+        let (id, watched) = (completion.id, self.watchers > 0);
+        let Some(slot) = self.slot(id) else { return false };
         match slot.state {
-            State::Sent => slot.state = State::Done(completion),
+            State::Sent => {
+                slot.state = State::Done(completion);
+                slot.somebody_sleeps || watched
+            }
             State::Abandoned => {
                 slot.state = State::Free;
                 self.free.push(slot_of(id));
+                false
             }
-            State::Free | State::Done(_) => {}
+            State::Free | State::Done(_) => false,
         }
     }
 }
 
 impl Receiver for Inbox {
     fn completed(&self, completion: Completion) {
-        self.table.lock().completed(completion);
-        self.came.notify_all();
+        let wake = self.table.lock().completed(completion);
+        if wake {
+            self.came.notify_all();
+        }
     }
 
     fn ended(&self) {

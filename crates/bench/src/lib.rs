@@ -1,0 +1,174 @@
+//! How fast a virtio-fs server is: requests a second, and what a request costs the server.
+//!
+//! ```text
+//!     run()            lib.rs       one server at a socket, or two commands compared
+//!       Row            rows.rs      what is measured, one row of the table each
+//!         Tree         tree.rs      the files that it is measured with
+//!         native       native.rs    the same work as system calls on the host: the limit
+//!       Meter          meter.rs     operations, time, processor time of the server
+//!         Process      process.rs   the server, as /proc shows it; and servers that we start
+//!     Report           report.rs    a table to read, JSON to keep
+//! ```
+//!
+//! Two servers are compared in turns, A B A B, since a machine is faster in one minute than in the next: the ratios are
+//! medians over pairs that ran next to each other.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod meter;
+mod native;
+mod process;
+mod report;
+mod rows;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use ashore_vhost_user::driver::{LINUX_FLAGS, LinkOptions, RawConnection, VhostUserLink};
+use ashore_wire::abi::InitOut;
+use ashore_wire::link::Link;
+
+use crate::meter::Meter;
+use crate::native::Native;
+use crate::process::Process;
+use crate::rows::{ROWS, Row};
+use crate::tree::Tree;
+
+pub use crate::meter::Sample;
+pub use crate::report::{Cell, Report, ReportRow};
+
+/// Pages of the link: the largest request, and some to read into while others are on their way.
+const LINK_PAGES: u32 = 1024;
+/// How long a server may take to answer anything; more than a sync of a slow disk.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What to measure, and how long.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArguments {
+    /// Measure the server that listens at this socket
+    #[arg(long, value_name = "PATH", required_unless_present = "compare", conflicts_with = "compare")]
+    pub socket: Option<PathBuf>,
+
+    /// Compare two servers, started by these commands in turns. {dir} and {socket} stand for the shared directory and
+    /// the socket; without them, --shared-dir and --socket-path are appended
+    #[arg(long, num_args = 2, value_names = ["CMD_A", "CMD_B"])]
+    pub compare: Vec<String>,
+
+    /// Where to make the shared directory of --compare, and the files for the native column
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// How long to measure each row
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5)]
+    pub seconds: f64,
+
+    /// How often to measure each of both servers
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rounds: usize,
+
+    /// Only rows whose name contains one of these
+    #[arg(long, value_name = "TEXT")]
+    pub only: Vec<String>,
+
+    /// Request queues to use, at most
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub queues: u16,
+
+    /// How long to look for an answer before sleeping, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 50)]
+    pub poll_us: u32,
+
+    /// Leave out the same work as system calls on the host
+    #[arg(long)]
+    pub no_native: bool,
+}
+
+impl BenchArguments {
+    fn chosen(&self) -> Vec<&'static Row> {
+        let matches =
+            |row: &&Row| self.only.is_empty() || self.only.iter().any(|text| row.name.contains(text));
+        ROWS.iter().filter(matches).collect()
+    }
+
+    fn row_time(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds.clamp(0.01, 3600.0))
+    }
+
+    /// A directory for files of ours, removed in the end.
+    fn scratch(&self) -> Result<tempfile::TempDir> {
+        let parent = self.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let made = tempfile::Builder::new().prefix("ashore-bench-").tempdir_in(&parent);
+        made.with_context(|| format!("no directory can be made in {}; try another --dir", parent.display()))
+    }
+}
+
+/// Measures; what was measured is the report.
+pub fn run(arguments: &BenchArguments) -> Result<Report> {
+    if arguments.chosen().is_empty() {
+        let names = ROWS.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+        bail!("--only names no row; there are: {names}");
+    }
+    let mut report = match (&arguments.socket, arguments.compare.as_slice()) {
+        (Some(socket), _) => one_server(arguments, socket)?,
+        (None, [a, b]) => compare::compare(arguments, a, b)?,
+        (None, _) => bail!("name a --socket, or two commands to --compare"),
+    };
+    if !arguments.no_native {
+        report.add_native(&measure_native(arguments)?);
+    }
+    Ok(report)
+}
+
+fn one_server(arguments: &BenchArguments, socket: &Path) -> Result<Report> {
+    let cells = measure_server(arguments, socket, false)?;
+    Ok(Report::of_one(&socket.display().to_string(), cells))
+}
+
+/// Measures the chosen rows. The files stay if the same directory is to be measured again.
+fn measure_server(arguments: &BenchArguments, socket: &Path, keep_files: bool) -> Result<Vec<Cell>> {
+    let (raw, process, agreed) = connect(arguments, socket)?;
+    let tree = Tree::prepare(&raw).context("the files to measure with cannot be made")?;
+    let meter = Meter::new(arguments.row_time(), Some(&process));
+    let mut subject = rows::Subject { raw: &raw, tree: &tree, max_write: agreed.max_write };
+    let mut cells = Vec::new();
+    for row in arguments.chosen() {
+        let sample = (row.raw)(&mut subject, &meter).with_context(|| format!("measuring {}", row.name))?;
+        cells.push(Cell { name: row.name, unit: row.unit, sample });
+    }
+    tree.close(&raw, keep_files).context("the files to measure with cannot be removed")?;
+    raw.destroy().context("taking leave of the server")?;
+    Ok(cells)
+}
+
+fn connect(arguments: &BenchArguments, socket: &Path) -> Result<(RawConnection, Process, InitOut)> {
+    let options = LinkOptions {
+        pages: LINK_PAGES,
+        request_queues: arguments.queues,
+        poll_us: arguments.poll_us,
+        ..LinkOptions::default()
+    };
+    let link = VhostUserLink::connect(socket, options)?;
+    let process = Process::new(link.server_process().context("which process is the server?")?);
+    let raw = RawConnection::over(Arc::new(link) as Arc<dyn Link>).with_patience(PATIENCE);
+    let agreed = raw.init(LINUX_FLAGS).context("the server does not agree to INIT")?;
+    Ok((raw, process, agreed))
+}
+
+fn measure_native(arguments: &BenchArguments) -> Result<Vec<Cell>> {
+    let scratch = arguments.scratch()?;
+    let native = Native::prepare(scratch.path()).context("files for the native column")?;
+    let meter = Meter::new(arguments.row_time(), None);
+    let mut cells = Vec::new();
+    for row in arguments.chosen() {
+        if let Some(measure) = row.native {
+            let sample =
+                measure(&native, &meter).with_context(|| format!("measuring {} natively", row.name))?;
+            cells.push(Cell { name: row.name, unit: row.unit, sample });
+        }
+    }
+    Ok(cells)
+}
