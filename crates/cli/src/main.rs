@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod logging;
 mod serve;
 mod signals;
@@ -35,6 +36,8 @@ enum Command {
     Sync(tools::SyncArguments),
     /// Copy files into a share or out of it
     Cp(tools::CopyArguments),
+    /// Measure how fast a server is, or two in turns
+    Bench(bench::Arguments),
 }
 
 /// Exit codes: 0 done, 1 failed (the message says what and what to do), 2 wrong usage.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Stat(arguments) => tools::stat(arguments),
         Command::Sync(arguments) => tools::sync(arguments),
         Command::Cp(arguments) => tools::copy(arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ashore: {error:#}");

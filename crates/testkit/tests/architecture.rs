@@ -17,10 +17,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("passthrough", &["server", "wire"]),
     ("vhost-user", &["wire"]),
     ("guest", &[]),
-    // These may use everything; nothing uses them, but that the program can measure.
     ("bench", &["vhost-user", "wire"]),
+    // These may use everything; nothing uses them, but that the program can measure.
     ("cli", &["barrier", "bench", "client", "passthrough", "server", "vhost-user", "wire"]),
-    ("testkit", &["barrier", "client", "guest", "passthrough", "server", "vhost-user", "wire"]),
+    ("testkit", &["barrier", "bench", "client", "guest", "passthrough", "server", "vhost-user", "wire"]),
 ];
 
 /// Where `unsafe` may stand: shared memory with a guest, and the few system calls that no safe wrapper has.
