@@ -234,8 +234,10 @@ impl Shared {
         let (queue, look) = (&self.queues[index], &self.looks[index]);
         loop {
             self.bring_what_is_there(index)?;
-            // Threads that look for their answers themselves must find nobody in their way.
-            if look.was_lent() || !look.finds(|| queue.has_completions(), || self.has_ended()) {
+            // After the end nothing is brought, however much is there. And threads that look for their answers themselves
+            // must find nobody in their way.
+            let over = self.has_ended() || look.was_lent();
+            if over || !look.finds(|| queue.has_completions(), || self.has_ended()) {
                 return Ok(());
             }
         }
@@ -257,7 +259,8 @@ impl Shared {
                 return false;
             }
             is_done = is_done || done();
-            if !is_done && look.finds(|| queue.has_completions(), || self.has_ended()) {
+            let over = is_done || self.has_ended();
+            if !over && look.finds(|| queue.has_completions(), || self.has_ended()) {
                 continue;
             }
             if queue.ask_for_interrupt() || self.has_ended() {
