@@ -5,6 +5,7 @@
 //!       Row            rows.rs      what is measured, one row of the table each
 //!         Tree         tree.rs      the files that it is measured with
 //!         native       native.rs    the same work as system calls on the host: the limit
+//!       Pinned         pin.rs       client and server on processors of their own
 //!       Meter          meter.rs     operations, time, processor time of the server
 //!         Process      process.rs   the server, as /proc shows it; and servers that we start
 //!     Report           report.rs    a table to read, JSON to keep
@@ -18,6 +19,7 @@
 mod compare;
 mod meter;
 mod native;
+mod pin;
 mod process;
 mod report;
 mod rows;
@@ -29,14 +31,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ashore_vhost_user::driver::{LINUX_FLAGS, LinkOptions, RawConnection, VhostUserLink};
+use ashore_wire::NodeId;
 use ashore_wire::abi::InitOut;
 use ashore_wire::link::Link;
 
 use crate::meter::Meter;
 use crate::native::Native;
+use crate::pin::Pinned;
 use crate::process::Process;
 use crate::rows::{ROWS, Row};
-use crate::tree::Tree;
+use crate::tree::{Needs, Tree};
 
 pub use crate::meter::Sample;
 pub use crate::report::{Cell, Report, ReportRow};
@@ -81,6 +85,11 @@ pub struct BenchArguments {
     /// How long to look for an answer before sleeping, in microseconds
     #[arg(long, value_name = "US", default_value_t = 50)]
     pub poll_us: u32,
+
+    /// Leave it to the scheduler where client and server run. Otherwise each has half of the processors, as a guest and its
+    /// server have; without that, chance decides whether a request wakes a processor or not
+    #[arg(long)]
+    pub no_pin: bool,
 
     /// Leave out the same work as system calls on the host
     #[arg(long)]
@@ -130,13 +139,20 @@ fn one_server(arguments: &BenchArguments, socket: &Path) -> Result<Report> {
 
 /// Measures the chosen rows. The files stay if the same directory is to be measured again.
 fn measure_server(arguments: &BenchArguments, socket: &Path, keep_files: bool) -> Result<Vec<Cell>> {
+    let pinned = if arguments.no_pin { None } else { Pinned::new() };
     let (raw, process, agreed) = connect(arguments, socket)?;
-    let tree = Tree::prepare(&raw).context("the files to measure with cannot be made")?;
+    pinned.as_ref().inspect(|pinned| pinned.move_away(process.pids()));
+    let needed = |unit: &str| arguments.chosen().iter().any(|row| row.unit == unit);
+    let needs = Needs { many: needed("names"), walk: needed("files walked") };
+    let tree = Tree::prepare(&raw, needs).context("the files to measure with cannot be made")?;
     let meter = Meter::new(arguments.row_time(), Some(&process));
     let mut subject = rows::Subject { raw: &raw, tree: &tree, max_write: agreed.max_write };
     let mut cells = Vec::new();
     for row in arguments.chosen() {
-        let sample = (row.raw)(&mut subject, &meter).with_context(|| format!("measuring {}", row.name))?;
+        let sample = (row.raw)(&mut subject, &meter).map_err(|error| format!("{error:#}"));
+        if sample.is_err() {
+            raw.getattr(NodeId::ROOT).with_context(|| format!("measuring {}", row.name))?;
+        }
         cells.push(Cell { name: row.name, unit: row.unit, sample });
     }
     tree.close(&raw, keep_files).context("the files to measure with cannot be removed")?;
@@ -167,7 +183,7 @@ fn measure_native(arguments: &BenchArguments) -> Result<Vec<Cell>> {
         if let Some(measure) = row.native {
             let sample =
                 measure(&native, &meter).with_context(|| format!("measuring {} natively", row.name))?;
-            cells.push(Cell { name: row.name, unit: row.unit, sample });
+            cells.push(Cell { name: row.name, unit: row.unit, sample: Ok(sample) });
         }
     }
     Ok(cells)

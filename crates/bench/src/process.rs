@@ -34,6 +34,11 @@ impl Process {
         Process { pids }
     }
 
+    /// The process and its children.
+    pub(crate) fn pids(&self) -> &[u32] {
+        &self.pids
+    }
+
     /// Processor time so far.
     pub(crate) fn cpu_us(&self) -> Result<f64> {
         let mut cpu_ns = 0u64;

@@ -11,8 +11,8 @@ pub struct Cell {
     pub name: &'static str,
     /// What is counted.
     pub unit: &'static str,
-    /// What came out.
-    pub sample: Sample,
+    /// What came out, or why nothing did.
+    pub sample: Result<Sample, String>,
 }
 
 /// One row with all that was measured of it.
@@ -22,8 +22,8 @@ pub struct ReportRow {
     pub name: &'static str,
     /// What is counted.
     pub unit: &'static str,
-    /// The middle samples, by rate, of each server.
-    pub servers: Vec<Sample>,
+    /// The middle samples, by rate, of each server; or why there are none.
+    pub servers: Vec<Result<Sample, String>>,
     /// First server by second: the medians, over pairs that ran next to each other, of rate and of processor time for an
     /// operation.
     pub ratios: Option<[f64; 2]>,
@@ -57,13 +57,16 @@ impl Report {
         let rows = rounds.first().map_or(0, |[a, _]| a.len());
         let row = |index: usize| {
             let pairs: Vec<[&Cell; 2]> = rounds.iter().map(|[a, b]| [&a[index], &b[index]]).collect();
-            let ratio =
-                |of: fn(&Sample) -> f64| median(pairs.iter().map(|[a, b]| of(&a.sample) / of(&b.sample)));
+            let good: Vec<[&Sample; 2]> = pairs
+                .iter()
+                .filter_map(|[a, b]| Some([a.sample.as_ref().ok()?, b.sample.as_ref().ok()?]))
+                .collect();
+            let ratio = |of: fn(&Sample) -> f64| median(good.iter().map(|[a, b]| of(a) / of(b)));
             ReportRow {
                 name: pairs[0][0].name,
                 unit: pairs[0][0].unit,
                 servers: [0, 1].map(|server| middle(pairs.iter().map(|pair| &pair[server].sample))).to_vec(),
-                ratios: Some([ratio(Sample::rate), ratio(Sample::cpu_us)]),
+                ratios: (!good.is_empty()).then(|| [ratio(Sample::rate), ratio(Sample::cpu_us)]),
                 native_rate: None,
             }
         };
@@ -73,7 +76,7 @@ impl Report {
     pub(crate) fn add_native(&mut self, cells: &[Cell]) {
         for row in &mut self.rows {
             let cell = cells.iter().find(|cell| cell.name == row.name);
-            row.native_rate = cell.map(|cell| cell.sample.rate());
+            row.native_rate = cell.and_then(|cell| Some(cell.sample.as_ref().ok()?.rate()));
         }
     }
 
@@ -99,7 +102,11 @@ fn row_to_json(row: &ReportRow) -> String {
     )
 }
 
-fn sample_to_json(sample: &Sample) -> String {
+fn sample_to_json(sample: &Result<Sample, String>) -> String {
+    let sample = match sample {
+        Ok(sample) => sample,
+        Err(why) => return format!("{{\"failed\":{}}}", text(why)),
+    };
     let latency = sample.latency_us.map_or_else(
         || "null".to_owned(),
         |[p50, p99]| format!("{{\"p50\":{},\"p99\":{}}}", number(p50), number(p99)),
@@ -137,7 +144,7 @@ impl fmt::Display for Report {
         for (letter, server) in letters.iter().zip(&self.servers) {
             writeln!(f, "{letter}: {server}")?;
         }
-        write!(f, "{:28} {:>8}", "", "counted")?;
+        write!(f, "{:28} {:>12}", "", "counted")?;
         for letter in letters.iter().take(self.servers.len()) {
             write!(f, " {:>11} {:>9} {:>8}", format!("{letter} per s"), "CPU µs", "RSS MiB")?;
         }
@@ -145,18 +152,32 @@ impl fmt::Display for Report {
             write!(f, " {:>8} {:>8}", "A/B", "A/B CPU")?;
         }
         writeln!(f, " {:>12}", "native per s")?;
-        self.rows.iter().try_for_each(|row| write_row(f, row))
+        self.rows.iter().try_for_each(|row| write_row(f, row, self.servers.len()))?;
+        for row in &self.rows {
+            for (letter, sample) in letters.iter().zip(&row.servers) {
+                if let Err(why) = sample {
+                    writeln!(f, "{letter}: {}: {why}", row.name)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-fn write_row(f: &mut fmt::Formatter<'_>, row: &ReportRow) -> fmt::Result {
-    write!(f, "{:28} {:>8}", row.name, row.unit)?;
+fn write_row(f: &mut fmt::Formatter<'_>, row: &ReportRow, servers: usize) -> fmt::Result {
+    write!(f, "{:28} {:>12}", row.name, row.unit)?;
     for sample in &row.servers {
+        let Ok(sample) = sample else {
+            write!(f, " {:>11} {:>9} {:>8}", "failed", "-", "-")?;
+            continue;
+        };
         let resident_mib = sample.server_resident_kib as f64 / 1024.0;
         write!(f, " {:>11} {:>9.2} {resident_mib:>8.1}", grouped(sample.rate()), sample.cpu_us())?;
     }
     if let Some([rate, cpu]) = row.ratios {
         write!(f, " {rate:>8.2} {cpu:>8.2}")?;
+    } else if servers == 2 {
+        write!(f, " {:>8} {:>8}", "-", "-")?;
     }
     let native = row.native_rate.map_or_else(|| "-".to_owned(), grouped);
     writeln!(f, " {native:>12}")
@@ -186,10 +207,12 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn middle<'a>(samples: impl Iterator<Item = &'a Sample>) -> Sample {
-    let mut sorted: Vec<&Sample> = samples.collect();
+/// The middle one of those that came out.
+fn middle<'a>(samples: impl Iterator<Item = &'a Result<Sample, String>> + Clone) -> Result<Sample, String> {
+    let mut sorted: Vec<&Sample> = samples.clone().flatten().collect();
     sorted.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
-    sorted.get(sorted.len() / 2).map_or_else(Sample::default, |sample| (*sample).clone())
+    let failed = || samples.clone().find_map(|sample| sample.as_ref().err().cloned()).unwrap_or_default();
+    sorted.get(sorted.len() / 2).map(|sample| (*sample).clone()).ok_or_else(failed)
 }
 
 #[cfg(test)]
@@ -198,7 +221,7 @@ mod tests {
 
     fn cell(operations: u64, server_cpu_us: f64) -> Cell {
         let sample = Sample { operations, seconds: 1.0, server_cpu_us, ..Sample::default() };
-        Cell { name: "row", unit: "requests", sample }
+        Cell { name: "row", unit: "requests", sample: Ok(sample) }
     }
 
     fn report() -> Report {
@@ -213,8 +236,23 @@ mod tests {
     fn ratios_are_medians_of_pairs() {
         let row = &report().rows[0];
         assert_eq!(row.ratios.map(|[rate, _]| rate), Some(2.0), "of 2, 3 and 1");
-        assert_eq!(row.servers.iter().map(|sample| sample.operations).collect::<Vec<_>>(), [100, 90]);
+        assert_eq!(
+            row.servers.iter().flatten().map(|sample| sample.operations).collect::<Vec<_>>(),
+            [100, 90]
+        );
         assert_eq!(median([1.0, 4.0].into_iter()), 2.5);
+    }
+
+    #[test]
+    fn a_row_that_failed_says_why() {
+        let failed = || vec![Cell { name: "row", unit: "requests", sample: Err("ENFILE".to_owned()) }];
+        let report = Report::of_two(["a", "b"], vec![[vec![cell(1, 1.0)], failed()]]);
+        assert!(report.rows[0].ratios.is_none());
+        assert!(report.to_string().ends_with("B: row: ENFILE\n"), "{report}");
+        assert!(report.to_json().contains(r#"{"failed":"ENFILE"}"#));
+        let good = [vec![cell(4, 1.0)], vec![cell(2, 1.0)]];
+        let partly = Report::of_two(["a", "b"], vec![[failed(), failed()], good]);
+        assert_eq!(partly.rows[0].ratios.map(|[rate, _]| rate), Some(2.0));
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub(crate) const ROWS: [Row; 19] = [
     }),
     row!("CREATE+WRITE+RELEASE+UNLINK", "files", |subject, meter| subject.create(meter), native::create),
     row!("READDIRPLUS 10,000 names", "names", |subject, meter| subject.readdirplus(meter), native::readdir),
-    row!("cold walk 20,000 files", "files", |subject, meter| subject.walk(meter), native::walk),
+    row!("cold walk 20,000 files", "files walked", |subject, meter| subject.walk(meter), native::walk),
     row!("SYNCFS clean", "requests", |subject, meter| subject.syncfs(meter), native::syncfs),
     row!("8 SYNCFS at once, dirty", "syncs", |subject, meter| subject.many_syncs(meter), native::many_syncs),
     row!("WRITE 4 KiB+FSYNC", "pairs", |subject, meter| subject.fsync(meter), native::fsync),

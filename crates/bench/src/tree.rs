@@ -7,7 +7,7 @@
 //!                   walk/     directories with files, nothing in them
 //!                   sync/     files to dirty
 //!                   scratch/  where files come and go
-//!                   complete  made last
+//!                   complete-* made when the part of that name is
 //! ```
 
 use anyhow::{Context, Result};
@@ -23,7 +23,6 @@ pub(crate) const WALK_FILES: usize = 100;
 pub(crate) const SYNCS_AT_ONCE: usize = 8;
 
 const NAME: &[u8] = b"ashore-bench";
-const COMPLETE: &[u8] = b"complete";
 const READ_WRITE: u32 = 2;
 /// Requests on their way while files are made and removed.
 const DEPTH: usize = 64;
@@ -33,6 +32,13 @@ const DEPTH: usize = 64;
 pub(crate) struct Opened {
     pub(crate) node: NodeId,
     pub(crate) handle: FileHandle,
+}
+
+/// Which of the parts with many files are needed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    pub(crate) many: bool,
+    pub(crate) walk: bool,
 }
 
 /// The files.
@@ -49,24 +55,25 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Makes what is not there yet, and leaves nothing dirty.
-    pub(crate) fn prepare(raw: &RawConnection) -> Result<Tree> {
+    /// Makes what is not there yet, and leaves nothing dirty. The parts with many files are made if rows need them.
+    pub(crate) fn prepare(raw: &RawConnection, needs: Needs) -> Result<Tree> {
         let root = directory(raw, NodeId::ROOT, NAME)?;
-        let fresh = raw.lookup(root, COMPLETE).is_err();
         let small = directory(raw, root, b"small")?;
         let small_names: Vec<String> = numbered("f", SMALL_FILES).collect();
         let (many, walk) = (directory(raw, root, b"many")?, directory(raw, root, b"walk")?);
         let sync = directory(raw, root, b"sync")?;
-        if fresh {
+        once(raw, root, "complete-small", || {
             make_files(raw, small, small_names.iter().cloned())?;
-            make_files(raw, many, numbered("name-of-usual-length-", MANY_NAMES))?;
-            for name in numbered("d", WALK_DIRECTORIES) {
-                let directory = directory(raw, walk, name.as_bytes())?;
-                make_files(raw, directory, numbered("f", WALK_FILES))?;
-                raw.forget(&[(directory, 1)])?;
-            }
             make_files(raw, sync, numbered("f", SYNCS_AT_ONCE))?;
-            make_files(raw, root, ["big".to_owned()].into_iter())?;
+            make_files(raw, root, std::iter::once("big".to_owned()))
+        })?;
+        if needs.many {
+            once(raw, root, "complete-many", || {
+                make_files(raw, many, numbered("name-of-usual-length-", MANY_NAMES))
+            })?;
+        }
+        if needs.walk {
+            once(raw, root, "complete-walk", || make_walk(raw, walk))?;
         }
         let opened = |parent, name: &str| -> Result<Opened> {
             let node = NodeId(raw.lookup(parent, name.as_bytes())?.nodeid);
@@ -84,9 +91,6 @@ impl Tree {
             scratch: directory(raw, root, b"scratch")?,
         };
         tree.fill(raw)?;
-        if fresh {
-            make_files(raw, root, [String::from_utf8_lossy(COMPLETE).into_owned()].into_iter())?;
-        }
         raw.syncfs().or_else(unless_unknown)?;
         Ok(tree)
     }
@@ -111,6 +115,24 @@ impl Tree {
         }
         Ok(())
     }
+}
+
+/// Makes a part unless its marker says that it is there, and the marker.
+fn once(raw: &RawConnection, root: NodeId, marker: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    if raw.lookup(root, marker.as_bytes()).is_err() {
+        make()?;
+        make_files(raw, root, std::iter::once(marker.to_owned()))?;
+    }
+    Ok(())
+}
+
+fn make_walk(raw: &RawConnection, walk: NodeId) -> Result<()> {
+    for name in numbered("d", WALK_DIRECTORIES) {
+        let directory = directory(raw, walk, name.as_bytes())?;
+        make_files(raw, directory, numbered("f", WALK_FILES))?;
+        raw.forget(&[(directory, 1)])?;
+    }
+    Ok(())
 }
 
 /// A server without SYNCFS leaves its rows empty, and is measured all the same.
