@@ -7,6 +7,7 @@
 
 pub use ashore_guest as guest;
 
+pub mod in_process;
 pub mod loopback;
 pub mod memory_fs;
 pub mod scripted;

@@ -4,19 +4,27 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ashore_guest::{manifest, pattern};
+use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 const USAGE: &str = "\
 agent sync                                   sync(2)
 agent syncfs PATH                            syncfs(2) on the file system of PATH
+agent syncfs-at-once PATH COUNT              COUNT threads, each with a descriptor of its own, call syncfs(2) at once
 agent fsync PATH                             fsync(2) of PATH
 agent write PATH SEED COUNT [HOW]            COUNT pattern blocks from index 0; HOW: plain, fsync, dsync, mmap,
-                                             or sync, mmap-sync: sync(2) while the file is open, or mapped
+                                             or sync, mmap-sync: sync(2) while the file is open, or mapped;
+                                             rewrite-sync, rewrite-syncfs, rewrite-mmap-sync: all of it is being
+                                             written back when it is written again, with SEED + 1, and synced
+agent write-many DIR SEED FILES COUNT        FILES files of COUNT pattern blocks, numbered through; all are open
+                                             when sync(2) is called
 agent probe PATH SECONDS                     slowest and median microseconds of open + fstat + close, in a loop
 agent manifest DIR                           one line for each name below DIR
 agent halve DIR                              in each folder of DIR remove every second file and rename the others";
@@ -27,9 +35,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.as_slice() {
         ["sync"] => rustix::fs::sync(),
         ["syncfs", path] => rustix::fs::syncfs(open(path)?)?,
+        ["syncfs-at-once", path, count] => syncfs_at_once(path, count.parse()?)?,
         ["fsync", path] => open(path)?.sync_all()?,
         ["write", path, seed, count] => write(path, seed.parse()?, count.parse()?, "plain")?,
         ["write", path, seed, count, how] => write(path, seed.parse()?, count.parse()?, how)?,
+        ["write-many", folder, seed, files, count] => {
+            write_many(Path::new(folder), seed.parse()?, files.parse()?, count.parse()?)?;
+        }
         ["probe", path, seconds] => probe(path, Duration::from_secs_f64(seconds.parse()?))?,
         ["halve", root] => halve(Path::new(root))?,
         ["manifest", root] => print(&manifest::of_tree(root)?)?,
@@ -68,9 +80,82 @@ fn write(path: &str, seed: u64, count: u64, how: &str) -> Result<()> {
         }
         "mmap" => write_mapped(file, &bytes, || {})?,
         "mmap-sync" => write_mapped(file, &bytes, rustix::fs::sync)?,
-        _ => bail!("{how} is no way to write; there are plain, fsync, dsync, mmap, sync and mmap-sync"),
+        "rewrite-sync" => rewrite(&file, &bytes, seed, || {
+            rustix::fs::sync();
+            Ok(())
+        })?,
+        "rewrite-syncfs" => rewrite(&file, &bytes, seed, || Ok(rustix::fs::syncfs(&file)?))?,
+        "rewrite-mmap-sync" => rewrite_mapped(file, &bytes, seed)?,
+        _ => bail!("{how} is no way to write; called without arguments, the agent lists them"),
     }
     Ok(())
+}
+
+/// Writes, has the kernel send it, writes it again while it is under way, and syncs.
+fn rewrite(file: &File, bytes: &[u8], seed: u64, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+    file.write_all_at(bytes, 0)?;
+    start_writeback(file)?;
+    file.write_all_at(&again(bytes, seed), 0)?;
+    sync()
+}
+
+/// The same through a shared mapping.
+fn rewrite_mapped(file: File, bytes: &[u8], seed: u64) -> Result<()> {
+    let same_file = file.try_clone()?;
+    file.set_len(bytes.len() as u64)?;
+    let region: MmapRegion = MmapRegion::from_file(FileOffset::new(file, 0), bytes.len())?;
+    region.as_volatile_slice().write_slice(bytes, 0)?;
+    start_writeback(&same_file)?;
+    region.as_volatile_slice().write_slice(&again(bytes, seed), 0)?;
+    rustix::fs::sync();
+    Ok(())
+}
+
+/// As many blocks of the next pattern.
+fn again(bytes: &[u8], seed: u64) -> Vec<u8> {
+    (0..(bytes.len() / pattern::BLOCK_SIZE) as u64)
+        .flat_map(|index| pattern::block(seed + 1, index))
+        .collect()
+}
+
+/// The pages are on their way when this returns, and not yet there if the server takes its time.
+fn start_writeback(file: &File) -> Result<()> {
+    // POSIX_FADV_DONTNEED starts write-back of dirty pages, and does not wait for it.
+    rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?;
+    Ok(())
+}
+
+fn write_many(folder: &Path, seed: u64, files: u64, count: u64) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut open = Vec::new();
+    for number in 0..files {
+        let file = File::create_new(folder.join(number.to_string()))?;
+        let first = number * count;
+        let bytes: Vec<u8> = (first..first + count).flat_map(|index| pattern::block(seed, index)).collect();
+        file.write_all_at(&bytes, 0)?;
+        open.push(file);
+    }
+    rustix::fs::sync();
+    Ok(())
+}
+
+fn syncfs_at_once(path: &str, count: usize) -> Result<()> {
+    let files = (0..count).map(|_| open(path)).collect::<Result<Vec<_>>>()?;
+    let start = Barrier::new(count);
+    thread::scope(|scope| {
+        let calls = files.iter().map(|file| {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                rustix::fs::syncfs(file)
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        for call in calls {
+            call.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        Ok(())
+    })
 }
 
 /// Each write asks for itself to be stable; the descriptor knows nothing of it.

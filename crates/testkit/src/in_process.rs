@@ -1,0 +1,63 @@
+//! Our server on a socket, in the test's own process: its file system can be wrapped, its host syncs counted and held.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use ashore_server::{FileSystem, Session, Worker};
+use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, StopHandle};
+use tempfile::TempDir;
+
+/// A session behind a vhost-user socket. Dropped, it stops and makes its last call.
+pub struct InProcess<F: FileSystem> {
+    session: Arc<Session<F>>,
+    stop: StopHandle,
+    serving: Option<JoinHandle<()>>,
+    folder: TempDir,
+}
+
+impl<F: FileSystem> InProcess<F> {
+    /// Serves one VMM after the other, each with so many request queues.
+    pub fn serve(session: Arc<Session<F>>, request_queues: u16) -> io::Result<InProcess<F>> {
+        let folder = tempfile::tempdir()?;
+        let listener = Listener::bind(socket(folder.path())).map_err(io::Error::other)?;
+        let for_queues = Arc::clone(&session);
+        let options = DeviceOptions { request_queues, ..DeviceOptions::default() };
+        let device = Device::new(options, move |_, queue| Worker::new(Arc::clone(&for_queues)).run(queue))
+            .map_err(io::Error::other)?;
+        let stop = device.stop_handle();
+        let for_end = Arc::clone(&session);
+        let serving = thread::Builder::new().name("in-process".into()).spawn(move || {
+            // A VMM that leaves, or talks nonsense, ends its own connection only.
+            while !matches!(device.serve(&listener), Ok(Ended::Stopped)) {
+                _ = for_end.end();
+            }
+        });
+        Ok(InProcess { session, stop, serving: Some(serving?), folder })
+    }
+
+    /// Where VMMs and clients connect.
+    pub fn socket(&self) -> PathBuf {
+        socket(self.folder.path())
+    }
+
+    /// What is served.
+    pub fn session(&self) -> &Arc<Session<F>> {
+        &self.session
+    }
+}
+
+fn socket(folder: &Path) -> PathBuf {
+    folder.join("socket")
+}
+
+impl<F: FileSystem> Drop for InProcess<F> {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(serving) = self.serving.take() {
+            _ = serving.join();
+        }
+        _ = self.session.end();
+    }
+}
