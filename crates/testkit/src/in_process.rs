@@ -3,11 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::Duration;
 
 use ashore_server::{FileSystem, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, StopHandle};
+use ashore_wire::Opcode;
+use ashore_wire::abi::InHeader;
+use ashore_wire::seam::{Exchange, RequestQueue};
 use tempfile::TempDir;
+use zerocopy::FromBytes;
 
 /// A session behind a vhost-user socket. Dropped, it stops and makes its last call.
 pub struct InProcess<F: FileSystem> {
@@ -20,12 +25,25 @@ pub struct InProcess<F: FileSystem> {
 impl<F: FileSystem> InProcess<F> {
     /// Serves one VMM after the other, each with so many request queues.
     pub fn serve(session: Arc<Session<F>>, request_queues: u16) -> io::Result<InProcess<F>> {
+        InProcess::start(session, request_queues, Duration::ZERO)
+    }
+
+    /// Serves with one request queue, in which each WRITE is held up so long before it is done.
+    ///
+    /// One queue only: a request that is held up here was taken already, and another queue's SYNCFS need not see it.
+    pub fn serve_with_slow_writes(session: Arc<Session<F>>, delay: Duration) -> io::Result<InProcess<F>> {
+        InProcess::start(session, 1, delay)
+    }
+
+    fn start(session: Arc<Session<F>>, request_queues: u16, delay: Duration) -> io::Result<InProcess<F>> {
         let folder = tempfile::tempdir()?;
         let listener = Listener::bind(socket(folder.path())).map_err(io::Error::other)?;
         let for_queues = Arc::clone(&session);
         let options = DeviceOptions { request_queues, ..DeviceOptions::default() };
-        let device = Device::new(options, move |_, queue| Worker::new(Arc::clone(&for_queues)).run(queue))
-            .map_err(io::Error::other)?;
+        let device = Device::new(options, move |_, queue| {
+            Worker::new(Arc::clone(&for_queues)).run(SlowWrites { queue, delay });
+        })
+        .map_err(io::Error::other)?;
         let stop = device.stop_handle();
         let for_end = Arc::clone(&session);
         let serving = thread::Builder::new().name("in-process".into()).spawn(move || {
@@ -60,4 +78,26 @@ impl<F: FileSystem> Drop for InProcess<F> {
         }
         _ = self.session.end();
     }
+}
+
+struct SlowWrites<Q> {
+    queue: Q,
+    delay: Duration,
+}
+
+impl<Q: RequestQueue> RequestQueue for SlowWrites<Q> {
+    type Exchange = Q::Exchange;
+
+    fn next(&mut self) -> Option<Q::Exchange> {
+        let mut exchange = self.queue.next()?;
+        if !self.delay.is_zero() && opcode(exchange.parts().0) == Some(Opcode::Write) {
+            sleep(self.delay);
+        }
+        Some(exchange)
+    }
+}
+
+fn opcode(head: &[u8]) -> Option<Opcode> {
+    let (header, _) = InHeader::read_from_prefix(head).ok()?;
+    Opcode::from_raw(header.opcode)
 }
