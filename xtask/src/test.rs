@@ -38,7 +38,7 @@ const MUTANTS: [&str; 9] = [
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -50,6 +50,13 @@ const STEPS: [Step; 9] = [
         name: "lints",
         purpose: "clippy has nothing to say",
         arguments: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"],
+        needs_setup: false,
+        cfgs: &[],
+    },
+    Step {
+        name: "features",
+        purpose: "the client builds without a transport too",
+        arguments: &["check", "--package", "ashore-client", "--no-default-features"],
         needs_setup: false,
         cfgs: &[],
     },

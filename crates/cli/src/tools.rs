@@ -13,8 +13,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use ashore_client::{Client, FileType, Metadata, Options};
-use ashore_vhost_user::driver::{LinkOptions, VhostUserLink};
+use ashore_client::{Client, FileType, Metadata};
 use clap::Args;
 
 use crate::logging::{self, LogLevel};
@@ -76,15 +75,12 @@ impl Server {
     ) -> anyhow::Result<T> {
         // What goes wrong is the error that is returned; that a server agrees to less than was asked for is no news.
         logging::start(LogLevel::Error);
-        let link = VhostUserLink::connect(&self.socket, LinkOptions::default())?;
-        let options = Options { read_only: access == Access::Look, ..Options::default() };
-        let socket = self.socket.display();
-        let client = Client::new(link, options)
-            .with_context(|| format!("the server at {socket} did not accept us; look at what it logged"))?;
+        let client = Client::options().read_only(access == Access::Look).connect(&self.socket)?;
         let done = work(&client);
         let left = client.unmount();
         let done = done?;
         left.with_context(|| {
+            let socket = self.socket.display();
             format!("the connection to {socket} did not end well; some changes may be lost")
         })?;
         Ok(done)

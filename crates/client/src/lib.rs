@@ -41,11 +41,18 @@
 //! A cached read or write takes the lock of its inode and none besides.
 //!
 //! What carries requests is a [`link::Link`]: memory that the server can see too, which is the page cache, and a way to
-//! send requests that name pages of it. This crate knows no transport.
+//! send requests that name pages of it.
+//!
+//! # Features
+//!
+//! `vhost-user`, on by default, brings `Client::connect`: a link over the socket of a virtio-fs server. Without it this
+//! crate knows no transport, and [`Client::new`] takes any other link.
 
 #![forbid(unsafe_code)]
 
 mod client;
+#[cfg(feature = "vhost-user")]
+mod connect;
 mod core;
 mod file;
 pub mod link;
@@ -56,6 +63,8 @@ mod shell;
 pub mod toy;
 
 pub use client::{Client, SyncfsMissing};
+#[cfg(feature = "vhost-user")]
+pub use connect::{ConnectError, ConnectOptions};
 pub use file::{File, OpenOptions};
 pub use metadata::{DirectoryEntry, FileSystemStatus, FileType, Metadata};
 pub use options::{CacheMode, Options, SyncOptions, SyncUnsupported};

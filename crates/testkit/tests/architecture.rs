@@ -13,7 +13,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("barrier", &[]),
     ("wire", &[]),
     ("server", &["wire", "barrier"]),
-    ("client", &["wire", "barrier"]),
+    // The one transport of the client is a feature of it: without `vhost-user` it takes any link.
+    ("client", &["wire", "barrier", "vhost-user"]),
     ("passthrough", &["server", "wire"]),
     ("vhost-user", &["wire"]),
     ("guest", &[]),

@@ -232,6 +232,38 @@ fn the_basic_suite_in_each_cache_mode() {
 }
 
 #[test]
+fn one_call_connects_and_what_was_written_is_in_the_share_after_a_sync() {
+    let server = Ours::start(2, true);
+    let client = Client::connect(server.socket()).unwrap();
+    assert_eq!(client.cache_mode(), CacheMode::WriteBack);
+    client.write("file", b"content").unwrap();
+    client.sync().unwrap();
+    assert_eq!(fs::read(server.share().join("file")).unwrap(), b"content");
+    client.unmount().unwrap();
+    assert_eq!(server.ended(), Ended::Disconnected);
+
+    let server = Ours::start(1, true);
+    let options = Client::options().cache(CacheMode::WriteThrough).cache_bytes(1 << 20).read_only(true);
+    let client = options.connect(server.socket()).unwrap();
+    assert_eq!(client.cache_mode(), CacheMode::WriteThrough);
+    assert_eq!(client.write("file", b"").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn a_vhost_user_device_that_is_no_file_system_is_said_to_be_none() {
+    let (_place, path, stop) = device_that(|mut queue| {
+        use ashore_wire::seam::{Exchange, RequestQueue};
+        while let Some(exchange) = queue.next() {
+            exchange.finish_without_reply();
+        }
+    });
+    let error = in_finite_time(move || Client::connect(path).unwrap_err());
+    assert!(matches!(error, ashore_client::ConnectError::NoFileServer { .. }), "{error}");
+    assert!(error.to_string().contains("is it a device of another kind?"), "{error}");
+    stop.stop();
+}
+
+#[test]
 fn as_many_queues_as_both_sides_have() {
     for (offered, wanted, used) in [(1, 1, 1), (1, 8, 1), (3, 2, 2), (4, 64, 4)] {
         let server = Ours::start(offered, false);
