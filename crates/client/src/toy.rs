@@ -259,7 +259,7 @@ impl Toy {
             | Operation::Flush { .. }
             | Operation::Fsync { .. }
             | Operation::Fsyncdir { .. }
-            | Operation::Syncfs
+            | Operation::Syncfs { .. }
             | Operation::Destroy => Ok(Vec::new()),
             _ => Err(Errno::ENOSYS),
         }

@@ -161,7 +161,7 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
         | Operation::Poll { .. }
         | Operation::Setupmapping { .. }
         | Operation::Removemapping { .. } => error_header(request.id, Errno::ENOSYS),
-        Operation::Init { .. } | Operation::Destroy | Operation::Syncfs => {
+        Operation::Init { .. } | Operation::Destroy | Operation::Syncfs { .. } => {
             unreachable!("the session deals with these itself")
         }
     })

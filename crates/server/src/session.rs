@@ -128,7 +128,7 @@ impl<F: FileSystem> Session<F> {
                     session.carry_on(exchange);
                 });
             }
-            (Step::Sync(id, node), _) => self.sync(exchange, id, node),
+            (Step::Sync { id, node, complete }, _) => self.sync(exchange, id, node, complete),
         }
     }
 
@@ -159,7 +159,7 @@ impl<F: FileSystem> Session<F> {
         }
         let ticket = opcode.is_change().then(|| self.changes.enter());
         let step = match &request.operation {
-            Operation::Syncfs => Step::Sync(id, request.node),
+            &Operation::Syncfs { complete } => Step::Sync { id, node: request.node, complete },
             Operation::Fsync { .. } | Operation::Fsyncdir { .. } | Operation::Destroy => Step::AwaitEarlier,
             Operation::Fallocate { .. } | Operation::CopyFileRange { .. } => Step::CarryOn(Pool::Disk),
             Operation::Setlk { wait: true, .. } => Step::CarryOn(Pool::Locks),
@@ -186,13 +186,14 @@ impl<F: FileSystem> Session<F> {
     }
 
     /// SYNCFS: joins the next round of its superblock.
-    fn sync<E: Exchange>(self: &Arc<Self>, exchange: E, id: RequestId, node: NodeId) {
+    fn sync<E: Exchange>(self: &Arc<Self>, exchange: E, id: RequestId, node: NodeId, complete: bool) {
         let earlier = self.earlier(&exchange);
         let answer = Box::new(move |synced| exchange.finish(empty_header(id, synced)));
         let session = Arc::clone(self);
-        self.syncs.request(&self.pools.syncs, node, Waiting { earlier, answer }, move |waiting| {
+        self.syncs.request(&self.pools.syncs, node, Waiting { earlier, complete, answer }, move |waiting| {
             session.settle(waiting.iter().map(|one| &one.earlier));
-            if session.early_syncs.await_quiet() {
+            let complete = waiting.iter().all(|one| one.complete);
+            if !complete && session.early_syncs.await_quiet() {
                 session.changes.cut().wait().expect(NEVER_ABORTED);
             }
             session.filesystem.syncfs(node)
@@ -287,7 +288,11 @@ enum Step {
     /// It makes earlier changes stable, and has to wait for them to settle first.
     AwaitEarlier,
     /// It shares a round with other syncs of this superblock.
-    Sync(RequestId, NodeId),
+    Sync {
+        id: RequestId,
+        node: NodeId,
+        complete: bool,
+    },
 }
 
 impl From<dispatch::Outcome> for Step {

@@ -32,6 +32,8 @@ pub(crate) struct Earlier {
 pub(crate) struct Waiting {
     /// What it waits for before anything else.
     pub(crate) earlier: Earlier,
+    /// The client says that it has sent everything that this sync is for.
+    pub(crate) complete: bool,
     /// Tells the client how it went.
     pub(crate) answer: Box<dyn FnOnce(Result<()>) + Send>,
 }
@@ -95,7 +97,11 @@ mod tests {
     fn waiting(told: &mpsc::Sender<(i32, Result<()>)>, name: i32) -> Waiting {
         let told = told.clone();
         let answer = Box::new(move |synced| told.send((name, synced)).unwrap());
-        Waiting { earlier: Earlier { mark: Box::new(NothingWaits), cut: Barrier::new().cut() }, answer }
+        Waiting {
+            earlier: Earlier { mark: Box::new(NothingWaits), cut: Barrier::new().cut() },
+            complete: false,
+            answer,
+        }
     }
 
     /// Has 64 syncs overlap: the first round is held until the other 63 have come. Returns what each was told.

@@ -13,7 +13,7 @@ use ashore_server::{Limits, Session};
 use ashore_testkit::loopback::{Loopback, request};
 use ashore_testkit::memory_fs::{MemoryFs, Moment};
 use ashore_wire::abi::*;
-use ashore_wire::flags::InitFlags;
+use ashore_wire::flags::{InitFlags, WriteFlags};
 use ashore_wire::{Errno, NodeId, Opcode};
 use parking_lot::{Condvar, Mutex};
 use zerocopy::{FromBytes, IntoBytes};
@@ -264,4 +264,27 @@ fn unmounting_waits_for_changes_under_way_and_syncs_after_them() {
     served.script.release(Moment::Fallocate);
     assert_eq!(destroy.wait(), Some(Ok(vec![])));
     assert!(served.script.saw(SYNC) && allocation.wait().is_some());
+}
+
+/// Aim: only a client that may send data after its SYNCFS is held back for it. Method: a grace far longer than anything
+/// else; the same request with and without the word that says that nothing is still to come.
+#[test]
+fn a_client_that_waits_for_its_own_write_back_is_not_held_back_for_that_of_others() {
+    let limits = Limits { early_sync_grace: Duration::from_secs(2), ..Limits::default() };
+    let session = Session::new(MemoryFs::default(), limits);
+    let queue = Loopback::start(&session);
+    queue.init(InitFlags::all());
+    let arguments = CreateIn { flags: 2, mode: 0o644, ..Default::default() };
+    let reply = queue.call(Opcode::Create, 1, &[arguments.as_bytes(), b"file\0"]).unwrap();
+    let node = EntryOut::read_from_prefix(&reply).unwrap().0.nodeid;
+    let fh = OpenOut::read_from_prefix(&reply[128..]).unwrap().0.fh;
+    let cached = WriteIn { fh, size: 4, write_flags: WriteFlags::CACHE.bits(), ..Default::default() };
+    queue.call(Opcode::Write, node, &[cached.as_bytes(), b"data"]).unwrap();
+    let held = queue.submit(&syncfs(), 4096);
+    assert!(held.stays_out(A_WHILE));
+    assert!(held.wait().unwrap().is_ok());
+    let complete = SyncfsIn { padding: SYNCFS_COMPLETE };
+    let begun = Instant::now();
+    queue.call(Opcode::Syncfs, 1, &[complete.as_bytes()]).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }

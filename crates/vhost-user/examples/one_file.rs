@@ -97,7 +97,7 @@ fn reply(
             use ashore_wire::seam::Payload;
             Reply::Written(bulk.write_to(file.as_fd(), offset, size as usize, plain)? as u32)
         }
-        Operation::Fsync { .. } | Operation::Syncfs => {
+        Operation::Fsync { .. } | Operation::Syncfs { .. } => {
             file.sync_all()?;
             Reply::Empty
         }

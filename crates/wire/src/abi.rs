@@ -22,6 +22,10 @@ pub const COMPAT_SETXATTR_IN_SIZE: usize = 8;
 pub const COMPAT_INIT_IN_SIZE: usize = 16;
 /// Bytes of the unit in which `InHeader::total_extlen` counts.
 pub const EXTENSION_UNIT: usize = 8;
+/// In the word of a SYNCFS that Linux leaves 0: everything that this sync is for was sent before it. A client that waits for
+/// its own write-back says so, and a server need not hold the sync back for what might still come. To a server that does
+/// not know it, the word means nothing.
+pub const SYNCFS_COMPLETE: u64 = u64::from_le_bytes(*b"complete");
 /// Extension types up to this one are security contexts, their number being the type (`FUSE_MAX_NR_SECCTX`).
 pub const MAX_SECURITY_CONTEXTS: u32 = 31;
 /// The extension that carries supplementary groups (`FUSE_EXT_GROUPS`).
@@ -234,7 +238,7 @@ kernel_structures! {
     RemovemappingIn "fuse_removemapping_in" { count: u32 }
     /// One mapping to remove.
     RemovemappingOne "fuse_removemapping_one" { moffset: u64, len: u64 }
-    /// SYNCFS; nothing in it means anything.
+    /// SYNCFS; the kernel leaves its word 0, and [`SYNCFS_COMPLETE`] is our own.
     SyncfsIn "fuse_syncfs_in" { padding: u64 }
     /// One security context; its name and value follow.
     Secctx "fuse_secctx" { size: u32, padding: u32 }

@@ -129,7 +129,7 @@ pub enum Operation<'a> {
     Release { handle: FileHandle, flags: u32, release_flags: ReleaseFlags, lock_owner: LockOwner },
     Flush { handle: FileHandle, lock_owner: LockOwner },
     Fsync { handle: FileHandle, data_only: bool },
-    Syncfs,
+    Syncfs { complete: bool },
     Setxattr { name: &'a CStr, value: &'a [u8], flags: u32, setxattr_flags: u32 },
     Getxattr { name: &'a CStr, size: u32 },
     Listxattr { size: u32 },
@@ -324,8 +324,11 @@ impl<'a> Arguments<'a> {
                 let (handle, data_only) = self.fsync()?;
                 Operation::Fsyncdir { handle, data_only }
             }
-            // The argument says nothing; shorter or longer ones are taken alike.
-            Opcode::Syncfs => Operation::Syncfs,
+            // Shorter or longer arguments are taken alike.
+            Opcode::Syncfs => {
+                let complete = self.take::<SyncfsIn>().is_ok_and(|syncfs| syncfs.padding == SYNCFS_COMPLETE);
+                Operation::Syncfs { complete }
+            }
             Opcode::Setxattr => self.setxattr(dialect)?,
             Opcode::Getxattr => {
                 let GetxattrIn { size, .. } = *self.take()?;
@@ -604,8 +607,13 @@ mod tests {
 
     #[test]
     fn syncfs_takes_any_argument() {
-        for argument in [&[][..], &[0; 8], &[0xff; 24]] {
-            parsed(Opcode::Syncfs, &[argument], |request| assert_eq!(request, Ok(Operation::Syncfs)));
+        let complete = SyncfsIn { padding: SYNCFS_COMPLETE };
+        for (argument, complete) in
+            [(&[][..], false), (&[0; 8], false), (&[0xff; 24], false), (complete.as_bytes(), true)]
+        {
+            parsed(Opcode::Syncfs, &[argument], |request| {
+                assert_eq!(request, Ok(Operation::Syncfs { complete }));
+            });
         }
     }
 

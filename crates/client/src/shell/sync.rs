@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ashore_barrier::{Cut, WaitError};
-use ashore_wire::abi::SyncfsIn;
+use ashore_wire::abi::{SYNCFS_COMPLETE, SyncfsIn};
 use ashore_wire::{Errno, NodeId, Opcode};
 
 use super::Mount;
@@ -127,7 +127,8 @@ impl Mount {
         let replies: Vec<Reply> = roots
             .into_iter()
             .map(|root| {
-                let request = Outgoing::new(Opcode::Syncfs, root).with(&SyncfsIn::default());
+                let request =
+                    Outgoing::new(Opcode::Syncfs, root).with(&SyncfsIn { padding: SYNCFS_COMPLETE });
                 let errors = Arc::clone(self);
                 // The error goes into the log, and from there to every mount handle: whoever shares this round, or
                 // comes later, hears of it.
