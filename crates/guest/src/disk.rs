@@ -137,6 +137,11 @@ impl SmallDisk {
         Ok(Self(folder))
     }
 
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Leaves no room for anything more.
     pub fn fill(&self) -> Result<()> {
         let mut filler = File::create(self.0.path().join("filler"))?;

@@ -19,7 +19,7 @@ mod in_a_real_guest {
 
     struct Rig {
         guest: Guest,
-        _server: Server,
+        server: Server,
     }
 
     impl Rig {
@@ -29,7 +29,7 @@ mod in_a_real_guest {
 
         fn with(server: Server) -> Self {
             let guest = Guest::builder().cpus(1).share(Share::new(server.socket())).boot().unwrap();
-            Self { guest, _server: server }
+            Self { guest, server }
         }
 
         fn run(&self, command: &str) {
@@ -170,11 +170,39 @@ mod in_a_real_guest {
         drop(rig);
     }
 
+    /// sync(2) has no way to say that it failed, so the guest's kernel drops the error. Then at least the host must hear.
+    #[test]
+    fn a_lost_write_is_in_the_log_of_the_server_since_sync_has_no_way_to_say_it() {
+        let below = SmallDisk::new(64).unwrap();
+        let disk = LoopImage::ext4_without_journal_on(&below, 256).unwrap();
+        let rig = Rig::new(disk.path());
+        rig.run("touch /mnt/share/data && agent sync");
+        below.fill().unwrap();
+        rig.run(&format!("agent write /mnt/share/data {SEED} {}", BLOCKS / 2));
+        assert!(!rig.server.log().contains("ERROR"), "{}", rig.server.log());
+        rig.run("agent sync");
+        let log = rig.server.log();
+        assert!(log.lines().any(|line| line.contains("ERROR") && line.contains("ENOSPC")), "{log}");
+        drop(rig);
+    }
+
+    /// What keeps its files in memory cannot keep the promise. It is said aloud, once.
+    #[test]
+    fn a_share_that_cannot_be_stable_is_served_with_one_warning() {
+        let memory = SmallDisk::new(64).unwrap();
+        let rig = Rig::new(memory.path());
+        rig.run("echo > /mnt/share/file && agent sync && echo > /mnt/share/other && agent sync");
+        let log = rig.server.log();
+        let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("keeps files in memory"));
+        assert_eq!(warnings.count(), 1, "{log}");
+        drop(rig);
+    }
+
     /// Nobody unmounts when a machine loses its power, but its server still sees the connection end.
     #[test]
     fn after_the_guest_was_killed_and_the_server_has_ended_every_block_is_there() {
         let disk = LoopImage::ext4(256).unwrap();
-        let Rig { guest, _server: mut server } = Rig::new(disk.path());
+        let Rig { guest, mut server } = Rig::new(disk.path());
         guest.run(&write_pattern("plain")).unwrap().success().unwrap();
         drop(guest);
         server.wait(std::time::Duration::from_secs(30)).unwrap();
