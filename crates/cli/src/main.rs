@@ -4,9 +4,11 @@
 
 mod bench;
 mod logging;
+mod metrics;
 mod serve;
 mod signals;
 mod tools;
+mod top;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,8 @@ enum Command {
     Cp(tools::CopyArguments),
     /// Measure how fast a server is, or two in turns
     Bench(bench::Arguments),
+    /// Watch a server that was started with --metrics
+    Top(top::Arguments),
 }
 
 /// Exit codes: 0 done, 1 failed (the message says what and what to do), 2 wrong usage.
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Sync(arguments) => tools::sync(arguments),
         Command::Cp(arguments) => tools::copy(arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ashore: {error:#}");

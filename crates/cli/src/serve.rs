@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ashore_passthrough::{CachePolicy, Durability, InodeFileHandles, Options, Passthrough};
-use ashore_server::{Limits, Session, Worker};
+use ashore_server::{Limits, Metrics, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
 use clap::{ArgAction, Args, ValueEnum};
 use rustix::process::{Resource, Rlimit};
 
 use crate::logging::{self, LogLevel};
+use crate::metrics;
 use crate::signals;
 
 /// Options have the incumbent's names where it has them, so that what starts virtiofsd can start this.
@@ -126,6 +127,15 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "MS", default_value_t = 20)]
     early_sync_grace: u64,
 
+    /// Where to tell numbers of what is going on, for Prometheus and `ashore top`: a socket to listen on, or a file that
+    /// is replaced every 5 s
+    #[arg(long, value_name = "unix:PATH|FILE")]
+    metrics: Option<metrics::Target>,
+
+    /// Log each request that takes so long or longer, in milliseconds
+    #[arg(long, value_name = "MS")]
+    slow_ms: Option<u64>,
+
     /// Taken for virtiofsd's sake, and not needed: each queue has a thread, see --num-request-queues
     #[arg(long, value_name = "N", hide = true)]
     thread_pool_size: Option<usize>,
@@ -153,10 +163,21 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let early_sync_grace = Duration::from_millis(arguments.early_sync_grace);
     let session = Session::new(filesystem, Limits { early_sync_grace, ..Default::default() });
     let listener = arguments.listen()?;
-    let queue_session = Arc::clone(&session);
-    let device = Device::new(arguments.device_options()?, move |_, queue| {
-        Worker::new(Arc::clone(&queue_session)).run(queue);
+    let observed = arguments.metrics();
+    let (queue_session, queue_metrics) = (Arc::clone(&session), observed.clone());
+    let device = Device::new(arguments.device_options()?, move |number, queue| {
+        let worker = Worker::new(Arc::clone(&queue_session));
+        match &queue_metrics {
+            Some(metrics) => worker.run(metrics.observe(number.0.into(), queue)),
+            None => worker.run(queue),
+        }
     })?;
+    let _telling = match (&arguments.metrics, observed) {
+        (Some(target), Some(metrics)) => {
+            Some(metrics::tell(target, metrics::Sources { metrics, session: Arc::clone(&session) })?)
+        }
+        _ => None,
+    };
     let stop = device.stop_handle();
     signals::on_end(Duration::from_secs(arguments.last_call_timeout), move || stop.stop())
         .context("signals cannot be received")?;
@@ -218,6 +239,14 @@ impl ServeArguments {
             sync_timeout: (self.sync_timeout > 0).then(|| Duration::from_secs(self.sync_timeout)),
             ..Options::new(&self.shared_dir)
         }
+    }
+
+    /// Counts only if somebody wants to see them.
+    fn metrics(&self) -> Option<Arc<Metrics>> {
+        let slow = self.slow_ms.map(Duration::from_millis);
+        // One more for hiprio.
+        let queues = usize::from(self.num_request_queues.get()) + 1;
+        (self.metrics.is_some() || slow.is_some()).then(|| Arc::new(Metrics::new(queues, slow)))
     }
 
     fn device_options(&self) -> anyhow::Result<DeviceOptions> {

@@ -92,6 +92,11 @@ impl EarlySyncs {
         came
     }
 
+    /// Whether this client has been seen to send SYNCFS before its data.
+    pub(crate) fn recognised(&self) -> bool {
+        self.recognised.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> u64 {
         // Never 0, which says that nothing has come.
         micros(self.begun.elapsed()) + 1

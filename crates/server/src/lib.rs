@@ -17,6 +17,7 @@
 mod dispatch;
 mod early;
 mod filesystem;
+mod observe;
 mod offload;
 mod session;
 mod sync;
@@ -25,5 +26,6 @@ mod worker;
 pub use filesystem::{
     Attributes, Caller, Created, Entry, FileSystem, Lock, Opened, Read, Result, SetAttributes, Write,
 };
+pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts, TIME_BUCKETS};
 pub use session::{Limits, Session};
 pub use worker::Worker;

@@ -107,6 +107,12 @@ impl<F: FileSystem> Session<F> {
         synced
     }
 
+    /// Whether the client has been seen to send SYNCFS before the data that should be synced, as Linux guests from 6.18.21,
+    /// 6.19.11 and 7.0 on do. Its syncs are held back for that; see [`Limits::early_sync_grace`].
+    pub fn sends_syncfs_early(&self) -> bool {
+        self.early_syncs.recognised()
+    }
+
     /// Takes one request to its answer, or hands it to a thread that will.
     pub(crate) fn handle<E: Exchange>(self: &Arc<Self>, mut exchange: E, scratch: &mut Scratch) {
         match self.begin(&mut exchange, scratch) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
-use ashore_server::{FileSystem, Session, Worker};
+use ashore_server::{FileSystem, Metrics, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, StopHandle};
 use ashore_wire::Opcode;
 use ashore_wire::abi::InHeader;
@@ -17,6 +17,7 @@ use zerocopy::FromBytes;
 /// A session behind a vhost-user socket. Dropped, it stops and makes its last call.
 pub struct InProcess<F: FileSystem> {
     session: Arc<Session<F>>,
+    metrics: Arc<Metrics>,
     stop: StopHandle,
     serving: Option<JoinHandle<()>>,
     folder: TempDir,
@@ -28,9 +29,7 @@ impl<F: FileSystem> InProcess<F> {
         InProcess::start(session, request_queues, Duration::ZERO)
     }
 
-    /// Serves with one request queue, in which each WRITE is held up so long before it is done.
-    ///
-    /// One queue only: a request that is held up here was taken already, and another queue's SYNCFS need not see it.
+    /// Serves with one request queue, whose thread takes so long over each WRITE.
     pub fn serve_with_slow_writes(session: Arc<Session<F>>, delay: Duration) -> io::Result<InProcess<F>> {
         InProcess::start(session, 1, delay)
     }
@@ -38,10 +37,12 @@ impl<F: FileSystem> InProcess<F> {
     fn start(session: Arc<Session<F>>, request_queues: u16, delay: Duration) -> io::Result<InProcess<F>> {
         let folder = tempfile::tempdir()?;
         let listener = Listener::bind(socket(folder.path())).map_err(io::Error::other)?;
-        let for_queues = Arc::clone(&session);
+        let metrics = Arc::new(Metrics::new(usize::from(request_queues) + 1, None));
+        let (for_queues, counts) = (Arc::clone(&session), Arc::clone(&metrics));
         let options = DeviceOptions { request_queues, ..DeviceOptions::default() };
-        let device = Device::new(options, move |_, queue| {
-            Worker::new(Arc::clone(&for_queues)).run(SlowWrites { queue, delay });
+        let device = Device::new(options, move |number, queue| {
+            Worker::new(Arc::clone(&for_queues))
+                .run(counts.observe(number.0.into(), SlowWrites { queue, delay }));
         })
         .map_err(io::Error::other)?;
         let stop = device.stop_handle();
@@ -52,12 +53,17 @@ impl<F: FileSystem> InProcess<F> {
                 _ = for_end.end();
             }
         });
-        Ok(InProcess { session, stop, serving: Some(serving?), folder })
+        Ok(InProcess { session, metrics, stop, serving: Some(serving?), folder })
     }
 
     /// Where VMMs and clients connect.
     pub fn socket(&self) -> PathBuf {
         socket(self.folder.path())
+    }
+
+    /// What was asked for, counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// What is served.

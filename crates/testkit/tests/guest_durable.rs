@@ -193,7 +193,8 @@ mod in_a_real_guest {
         let rig = Rig::new(memory.path());
         rig.run("echo > /mnt/share/file && agent sync && echo > /mnt/share/other && agent sync");
         let log = rig.server.log();
-        let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("keeps files in memory"));
+        let warnings =
+            log.lines().filter(|line| line.contains("WARN") && line.contains("keeps files in memory"));
         assert_eq!(warnings.count(), 1, "{log}");
         drop(rig);
     }

@@ -1,0 +1,316 @@
+//! What a running server tells of itself, in Prometheus' text format (version 0.0.4).
+//!
+//! On a socket every connection gets the numbers of now, as the answer to an HTTP request or, if it says nothing, bare. In a
+//! file they are replaced every few seconds, whole, as node_exporter's textfile collector wants them.
+
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use ashore_passthrough::{HostReport, Passthrough};
+use ashore_server::{Metrics, OperationCounts, Session, TIME_BUCKETS};
+
+/// How often a file is replaced.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a connection may take to say what it wants.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Longest request that is read; what comes after it is of no interest.
+const REQUEST_LIMIT: usize = 8 << 10;
+
+/// Where the numbers go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A socket to listen on.
+    Socket(PathBuf),
+    /// A file to replace.
+    File(PathBuf),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Target, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => {
+                Err("unix: wants the path of a socket after it, as in unix:/run/ashore/metrics".into())
+            }
+            Some(path) => Ok(Target::Socket(path.into())),
+            None if text.is_empty() => Err("wants unix:PATH or the path of a file".into()),
+            None => Ok(Target::File(text.into())),
+        }
+    }
+}
+
+/// What the numbers are read from.
+pub(crate) struct Sources {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) session: Arc<Session<Passthrough>>,
+}
+
+/// Tells from now on, on a thread of its own, until what is returned is dropped.
+pub(crate) fn tell(target: &Target, sources: Sources) -> anyhow::Result<Telling> {
+    let path = match target {
+        Target::Socket(path) => {
+            let listener = listen(path)
+                .with_context(|| format!("--metrics: {} cannot be listened on", path.display()))?;
+            start(move || answer_all(&listener, &sources))?;
+            path
+        }
+        Target::File(path) => {
+            replace(path, &text(&sources))
+                .with_context(|| format!("--metrics: {} cannot be written", path.display()))?;
+            let file = path.clone();
+            start(move || rewrite_for_ever(&file, &sources))?;
+            path
+        }
+    };
+    Ok(Telling { path: path.clone() })
+}
+
+/// Takes the socket or file away at the end, so that nobody reads numbers of a server that is gone.
+pub(crate) struct Telling {
+    path: PathBuf,
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.path);
+    }
+}
+
+fn start(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name("ashore-metrics".into()).spawn(work).map(drop)
+}
+
+/// A socket that nobody listens on any more is replaced; anything else at that path is an error.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
+            fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}
+
+fn is_abandoned(path: &Path) -> bool {
+    matches!(UnixStream::connect(path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+fn answer_all(listener: &UnixListener, sources: &Sources) {
+    for stream in listener.incoming() {
+        // One that leaves early, or says nothing, costs itself its answer.
+        if let Err(error) = stream.and_then(|stream| answer(stream, sources)) {
+            tracing::debug!("metrics: {error}");
+        }
+    }
+}
+
+fn answer(mut stream: UnixStream, sources: &Sources) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let asked = read_request(&mut stream);
+    let body = text(sources);
+    if asked.starts_with(b"GET ") {
+        write!(
+            stream,
+            "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )?;
+    }
+    stream.write_all(body.as_bytes())
+}
+
+/// Up to the empty line that ends it, or what came until the other side fell silent.
+fn read_request(stream: &mut UnixStream) -> Vec<u8> {
+    let (mut request, mut piece) = (Vec::new(), [0; 1024]);
+    while request.len() < REQUEST_LIMIT && !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Ok(count @ 1..) => request.extend_from_slice(&piece[..count]),
+            _ => break,
+        }
+    }
+    request
+}
+
+fn rewrite_for_ever(path: &Path, sources: &Sources) {
+    loop {
+        thread::sleep(FILE_INTERVAL);
+        if let Err(error) = replace(path, &text(sources)) {
+            tracing::warn!("--metrics: {} cannot be written: {error}", path.display());
+        }
+    }
+}
+
+/// Whoever reads it meanwhile reads the old numbers or the new ones.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    fs::write(&new, text)?;
+    fs::rename(&new, path)
+}
+
+fn text(sources: &Sources) -> String {
+    let share = sources.session.filesystem();
+    let mut page = Page::default();
+    page.operations(&sources.metrics.operations());
+    page.single(
+        "ashore_unsynced_bytes",
+        "gauge",
+        "Bytes written since the last sync that succeeded began",
+        sources.metrics.unsynced_bytes(),
+    );
+    page.single("ashore_inodes", "gauge", "Inodes that the client knows", share.looked_up() as u64);
+    page.single(
+        "ashore_open_handles",
+        "gauge",
+        "Files and directories that the client has open",
+        share.open_handles() as u64,
+    );
+    page.single("ashore_open_descriptors", "gauge", "Descriptors of this process", open_descriptors());
+    page.single(
+        "ashore_guest_sends_syncfs_early",
+        "gauge",
+        "1 if the guest was seen to send SYNCFS before its data",
+        sources.session.sends_syncfs_early().into(),
+    );
+    page.hosts(&share.host_file_systems());
+    page.text
+}
+
+fn open_descriptors() -> u64 {
+    fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+    }
+
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        writeln!(self.text, "{line}").expect("a string takes all that is written");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.family(name, kind, help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn operations(&mut self, all: &[OperationCounts]) {
+        type Value = fn(&OperationCounts) -> u64;
+        let families: [(&str, &str, &str, Value); 5] = [
+            ("ashore_requests_total", "counter", "Requests answered", |it| it.done),
+            ("ashore_requests_failed_total", "counter", "Requests answered with an error", |it| it.failed),
+            (
+                "ashore_requests_in_flight",
+                "gauge",
+                "Requests taken and not answered",
+                OperationCounts::in_flight,
+            ),
+            ("ashore_request_bytes_total", "counter", "Bytes of data that came with requests", |it| {
+                it.bytes_in
+            }),
+            ("ashore_reply_bytes_total", "counter", "Bytes of data in answers", |it| it.bytes_out),
+        ];
+        for (name, kind, help, value) in families {
+            self.family(name, kind, help);
+            for counts in all {
+                self.line(format_args!("{name}{{operation=\"{}\"}} {}", counts.opcode, value(counts)));
+            }
+        }
+        let name = "ashore_request_duration_seconds";
+        self.family(name, "histogram", "From when a request was taken from its queue until it was answered");
+        for counts in all {
+            self.histogram(name, counts);
+        }
+    }
+
+    fn histogram(&mut self, name: &str, counts: &OperationCounts) {
+        let operation = counts.opcode;
+        let mut below = 0;
+        for (bucket, count) in counts.times[..TIME_BUCKETS - 1].iter().enumerate() {
+            below += count;
+            let bound = (1u64 << bucket) as f64 / 1e6;
+            self.line(format_args!("{name}_bucket{{operation=\"{operation}\",le=\"{bound}\"}} {below}"));
+        }
+        let total: u64 = counts.times.iter().sum();
+        self.line(format_args!("{name}_bucket{{operation=\"{operation}\",le=\"+Inf\"}} {total}"));
+        self.line(format_args!("{name}_sum{{operation=\"{operation}\"}} {}", counts.time.as_secs_f64()));
+        self.line(format_args!("{name}_count{{operation=\"{operation}\"}} {total}"));
+    }
+
+    fn hosts(&mut self, hosts: &[HostReport]) {
+        type Value = fn(&HostReport) -> u64;
+        let families: [(&str, &str, &str, Value); 3] = [
+            ("ashore_host_syncs_total", "counter", "Syncs of a host file system by this process", |it| {
+                it.syncs
+            }),
+            (
+                "ashore_host_sync_failures_total",
+                "counter",
+                "How often something could not be made stable",
+                |it| it.failures,
+            ),
+            (
+                "ashore_host_unsynced",
+                "gauge",
+                "1 if the client changed something since its last sync",
+                |it| it.unsynced.into(),
+            ),
+        ];
+        for (name, kind, help, value) in families {
+            self.family(name, kind, help);
+            for host in hosts {
+                let (major, minor) = (rustix::fs::major(host.device), rustix::fs::minor(host.device));
+                self.line(format_args!("{name}{{device=\"{major}:{minor}\"}} {}", value(host)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+    use super::*;
+    use ashore_server::Metrics;
+
+    #[test]
+    fn a_target_is_a_socket_or_a_file() {
+        assert_eq!("unix:/run/a".parse(), Ok(Target::Socket("/run/a".into())));
+        assert_eq!("/var/lib/a.prom".parse(), Ok(Target::File("/var/lib/a.prom".into())));
+        assert!("unix:".parse::<Target>().unwrap_err().contains("path of a socket"));
+        assert!("".parse::<Target>().is_err());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ashore.prom");
+        replace(&path, "old\n").unwrap();
+        replace(&path, "new\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_server_that_did_nothing_has_families_without_members() {
+        let mut page = Page::default();
+        page.operations(&Metrics::new(1, None).operations());
+        assert!(page.text.contains("# TYPE ashore_request_duration_seconds histogram"));
+        assert!(page.text.lines().all(|line| line.starts_with('#')), "{}", page.text);
+    }
+}
