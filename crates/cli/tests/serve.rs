@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -216,4 +216,49 @@ fn a_share_that_cannot_be_stable_is_warned_of_or_refused() {
     assert!(log.contains("WARN") && log.contains("keeps files in memory"), "{log}");
     let output = serve(share.path(), &socket, &["--require-durable"]).output().unwrap();
     fails_with(&output, &["keeps files in memory", "--require-durable"]);
+}
+
+#[test]
+fn metrics_are_told_on_a_socket_to_http_and_to_top_and_go_with_the_server() {
+    let (share, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let metrics = run.path().join("metrics");
+    let target = format!("unix:{}", metrics.display());
+    let server = Running::start(serve(
+        share.path(),
+        &run.path().join("socket"),
+        &["--metrics", &target, "--slow-ms", "5000"],
+    ));
+
+    let mut stream = UnixStream::connect(&metrics).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: ashore\r\n\r\n").unwrap();
+    let mut told = String::new();
+    stream.read_to_string(&mut told).unwrap();
+    assert!(told.starts_with("HTTP/1.0 200 OK\r\n"), "{told}");
+    assert!(told.contains("\nashore_unsynced_bytes 0\n"), "{told}");
+
+    let top = ashore(&["top", &target, "--interval", "0.1", "--count", "1"]).output().unwrap();
+    let table = String::from_utf8_lossy(&top.stdout);
+    assert!(top.status.success() && table.contains("unsynced 0 B"), "{table}");
+
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0, Some(0));
+    assert!(!metrics.exists(), "a socket of a server that is gone");
+    let top = ashore(&["top", metrics.to_str().unwrap()]).output().unwrap();
+    fails_with(&top, &["cannot be read", "--metrics"]);
+}
+
+#[test]
+fn metrics_in_a_file_are_there_when_the_server_is_ready() {
+    let (share, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = run.path().join("ashore.prom");
+    let more = ["--metrics", file.to_str().unwrap()];
+    let server = Running::start(serve(share.path(), &run.path().join("socket"), &more));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("# TYPE ashore_requests_total counter"), "{text}");
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().0, Some(0));
+
+    let nowhere =
+        serve(share.path(), &run.path().join("socket"), &["--metrics", "/nowhere/at/all"]).output().unwrap();
+    fails_with(&nowhere, &["--metrics", "/nowhere/at/all"]);
 }

@@ -42,7 +42,7 @@ impl<F: FileSystem> InProcess<F> {
         let options = DeviceOptions { request_queues, ..DeviceOptions::default() };
         let device = Device::new(options, move |number, queue| {
             Worker::new(Arc::clone(&for_queues))
-                .run(counts.observe(number.0.into(), SlowWrites { queue, delay }));
+                .run(SlowWrites { queue: counts.observe(number.0.into(), queue), delay });
         })
         .map_err(io::Error::other)?;
         let stop = device.stop_handle();

@@ -5,7 +5,7 @@
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use ashore_client::{CacheMode, Client, Options as ClientOptions};
+use ashore_client::{CacheMode, Client};
 use ashore_passthrough::{Options, Passthrough};
 use ashore_server::{Limits, OperationCounts, Session};
 use ashore_testkit::in_process::InProcess;
@@ -18,8 +18,7 @@ fn server(folder: &TempDir, delay: Duration) -> InProcess<Passthrough> {
 }
 
 fn connect(server: &InProcess<Passthrough>) -> Client {
-    let options = ClientOptions { cache: CacheMode::WriteThrough, ..ClientOptions::default() };
-    options.connect(server.socket()).unwrap()
+    Client::options().cache(CacheMode::WriteThrough).connect(server.socket()).unwrap()
 }
 
 fn counts(server: &InProcess<Passthrough>, opcode: Opcode) -> Option<OperationCounts> {
