@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ashore_passthrough::{CachePolicy, Durability, InodeFileHandles, Options, Passthrough};
+use ashore_passthrough::{CachePolicy, Durability, InodeFileHandles, Options, Passthrough, SyncScope};
 use ashore_server::{Limits, Metrics, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
 use clap::{ArgAction, Args, ValueEnum};
@@ -105,6 +105,11 @@ pub(crate) struct ServeArguments {
     /// When changes become stable: at a sync (on-sync), before each answer (strict), or as virtiofsd does (relaxed)
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Durability::OnSync)]
     durability: Durability,
+
+    /// What a sync covers on a host file system: all of it (filesystem), or what was changed through this share
+    /// (share): neighbours on the same file system are then not waited for
+    #[arg(long, value_enum, value_name = "SCOPE", default_value_t = SyncScope::Filesystem)]
+    sync_scope: SyncScope,
 
     /// Refuse to share a host file system that cannot be stable (tmpfs, say), rather than warn
     #[arg(long)]
@@ -234,6 +239,7 @@ impl ServeArguments {
             killpriv_v2: self.killpriv_v2 && !self.no_killpriv_v2,
             preserve_noatime: self.preserve_noatime,
             durability: self.durability,
+            sync_scope: self.sync_scope,
             flush_fsync: self.flush == Flush::Fsync,
             require_durable: self.require_durable,
             sync_timeout: (self.sync_timeout > 0).then(|| Duration::from_secs(self.sync_timeout)),

@@ -13,8 +13,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, U
 use crate::credentials::BitsCleared;
 use crate::handles::OpenFile;
 use crate::host::{DescriptorPath, HostResult, HostStatx, told};
-use crate::places::Place;
-use crate::sync::changed;
+use crate::sync::{Change, settled};
 use crate::{Inode, Passthrough};
 
 /// Flags of statx(2) that say how fresh the answer has to be; the others are about paths.
@@ -62,8 +61,8 @@ fn stat(
 enum Target<'a> {
     /// An open file the client named.
     File(Arc<OpenFile>),
-    /// The inode.
-    Inode(Inode<'a>),
+    /// The inode, ready to be changed.
+    Inode(Inode<'a>, Change<'a>),
 }
 
 /// SETATTR.
@@ -72,15 +71,17 @@ pub(crate) fn setattr(fs: &Passthrough, node: NodeId, set: &SetAttributes<'_>) -
     let target = match set.handle() {
         Some(handle) => Target::File(fs.handles.find(handle, node)?),
         None => match fs.inode(node) {
-            Ok(inode) => Target::Inode(inode),
+            Ok(inode) => {
+                let change = Change::of(fs, &inode);
+                Target::Inode(inode, change)
+            }
             Err(Errno::ESTALE) => return times_of_the_dead(fs, node, set),
             Err(errno) => return Err(errno),
         },
     };
     let outcome = apply(fs, &target, node, set);
     // Some of it may have been done, even if not all.
-    let place = target.place(fs);
-    let settled = changed(fs, place);
+    let settled = target.settle(fs);
     outcome.and(settled)?;
     let stat = rustix::fs::statx(target.fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).told()?;
     Ok(Attributes { attr: to_wire(&stat), timeout: fs.options.cache.timeout() })
@@ -124,7 +125,7 @@ fn truncate(fs: &Passthrough, target: &Target<'_>, node: NodeId, size: u64) -> R
             }
             outcome => outcome.told(),
         },
-        Target::Inode(inode) => truncate_inode(fs, inode, size),
+        Target::Inode(inode, _) => truncate_inode(fs, inode, size),
     }
 }
 
@@ -191,21 +192,26 @@ impl Target<'_> {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Target::File(file) => file.descriptor(),
-            Target::Inode(inode) => inode.fd(),
+            Target::Inode(inode, _) => inode.fd(),
         }
     }
 
-    fn place<'a>(&'a self, fs: &'a Passthrough) -> &'a Place {
+    /// To be called after it was changed.
+    fn settle(&self, fs: &Passthrough) -> Result<()> {
         match self {
-            Target::File(file) => fs.places.at(file.place),
-            Target::Inode(inode) => inode.place,
+            Target::File(file) => {
+                let place = fs.places.at(file.place);
+                place.ledger.mark_file_changed(file);
+                settled(fs, place)
+            }
+            Target::Inode(_, change) => change.settle(fs),
         }
     }
 
     fn chmod(&self, fs: &Passthrough, mode: Mode) -> rustix::io::Result<()> {
         match self {
             Target::File(file) => rustix::fs::fchmod(file.descriptor(), mode),
-            Target::Inode(inode) => {
+            Target::Inode(inode, _) => {
                 let path = DescriptorPath::of(inode.fd());
                 rustix::fs::chmodat(fs.places.descriptors(), path.as_c_str(), mode, AtFlags::empty())
             }
@@ -215,7 +221,7 @@ impl Target<'_> {
     fn utimens(&self, fs: &Passthrough, times: &Timestamps) -> rustix::io::Result<()> {
         match self {
             Target::File(file) => rustix::fs::futimens(file.descriptor(), times),
-            Target::Inode(inode) => {
+            Target::Inode(inode, _) => {
                 let path = DescriptorPath::of(inode.fd());
                 rustix::fs::utimensat(fs.places.descriptors(), path.as_c_str(), times, AtFlags::empty())
             }

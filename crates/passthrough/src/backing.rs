@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{StatFs, fstatfs, statfs};
+use rustix::fs::{AtFlags, StatFs, StatxFlags, fstatfs, statfs, statx};
 
 /// How far down to look: a loop device on a file on a loop device...
 const DEEPEST: u32 = 4;
@@ -39,7 +39,7 @@ impl Backing {
     /// Looks at the file system that `file` is on.
     pub(crate) fn of(file: impl AsFd, device: u64) -> Backing {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mount = Mount::of(&mounts, device);
+        let mount = Mount::of(&mounts, device).or_else(|| Mount::by_id(&mounts, mount_id(&file)?));
         let numbers = fstatfs(file).ok();
         let weakness = numbers.as_ref().and_then(|numbers| weakness(numbers, mount.as_ref(), 0));
         Backing {
@@ -49,10 +49,29 @@ impl Backing {
         }
     }
 
+    /// Whether fsync(2) of every inode that was changed makes everything stable, names included, as far as is known.
+    pub(crate) fn is_exact_by_inode(&self, device: u64) -> bool {
+        match self.kind.as_str() {
+            "xfs" | "btrfs" => true,
+            "ext4" => has_journal(device),
+            _ => false,
+        }
+    }
+
     /// Whether its `close` may bring an error that nothing else brings: file systems that send data elsewhere.
     pub(crate) fn flushes_on_close(numbers: &StatFs) -> bool {
         matches!(numbers.f_type as u32, NFS | FUSE | NINE_P | SMB | CIFS | SMB2)
     }
+}
+
+/// Whether an ext4 file system has a journal. Without one fsync(2) of a directory does not cover the inodes it names.
+fn has_journal(device: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Ok(disk) = fs::read_link(format!("/sys/dev/block/{major}:{minor}")) else { return false };
+    let Some(name) = disk.file_name() else { return false };
+    // The number of the journal's thread, or "<none>".
+    let task = fs::read_to_string(Path::new("/sys/fs/ext4").join(name).join("journal_task"));
+    task.is_ok_and(|task| task.trim().parse::<u32>().is_ok())
 }
 
 /// One line of mountinfo.
@@ -69,6 +88,12 @@ impl<'a> Mount<'a> {
     /// The newest mount of a device.
     fn of(mounts: &'a str, device: u64) -> Option<Mount<'a>> {
         mounts.lines().rev().filter_map(Mount::parse).find(|mount| mount.device == device)
+    }
+
+    /// The mount with this number. Files of btrfs have another device number than their mount has.
+    fn by_id(mounts: &'a str, id: u64) -> Option<Mount<'a>> {
+        let has_id = |line: &&str| line.split(' ').next().and_then(|first| first.parse().ok()) == Some(id);
+        mounts.lines().find(has_id).and_then(Mount::parse)
     }
 
     fn parse(line: &'a str) -> Option<Mount<'a>> {
@@ -88,6 +113,12 @@ impl<'a> Mount<'a> {
         all.filter_map(|option| option.strip_prefix(wanted))
             .find(|rest| rest.is_empty() || rest.starts_with('='))
     }
+}
+
+/// The number that mountinfo has for the mount of a file.
+fn mount_id(file: impl AsFd) -> Option<u64> {
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+    (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
 }
 
 /// Mount points have blanks and backslashes as octal numbers.

@@ -1,6 +1,7 @@
 //! Open files: opening, reading, writing, space, and copies within the host.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ashore_server::{Caller, Opened, Read, Result, Write};
@@ -18,7 +19,7 @@ use crate::host::HostResult;
 use crate::inodes::Location;
 use crate::options::Durability;
 use crate::places::Place;
-use crate::sync::{changed, fsync_file};
+use crate::sync::{fsync_file, settled};
 
 const O_SYNC: u32 = libc::O_SYNC as u32;
 const O_DSYNC: u32 = libc::O_DSYNC as u32;
@@ -41,10 +42,7 @@ pub(crate) fn open(
     let (file, place) = open_inode(fs, node, host_flags, libc::S_IFREG)?;
     drop(cleared);
     fs.places.before_change(place, file.as_fd());
-    if changes {
-        changed(fs, place)?;
-    }
-    Ok(opened_file(fs, node, place, file))
+    if changes { changed_file(fs, node, place, file) } else { Ok(opened_file(fs, node, place, file)) }
 }
 
 /// Opens an inode for good, if it is of this kind. Others are not opened: a device or a pipe would act on the host.
@@ -79,9 +77,21 @@ fn expect_kind(kind: u32, wanted: u32) -> Result<()> {
     }
 }
 
+/// Gives a file that was changed by being opened a handle.
+pub(crate) fn changed_file(fs: &Passthrough, node: NodeId, place: &Place, file: OwnedFd) -> Result<Opened> {
+    let file = Arc::new(OpenFile::file(node, place.index, file));
+    place.ledger.mark_file_changed(&file);
+    settled(fs, place)?;
+    Ok(opened(fs, file))
+}
+
 /// Gives an open file a handle.
-pub(crate) fn opened_file(fs: &Passthrough, node: NodeId, place: &Place, file: OwnedFd) -> Opened {
-    let handle = fs.handles.add(OpenFile::file(node, place.index, file));
+fn opened_file(fs: &Passthrough, node: NodeId, place: &Place, file: OwnedFd) -> Opened {
+    opened(fs, OpenFile::file(node, place.index, file))
+}
+
+fn opened(fs: &Passthrough, file: impl Into<Arc<OpenFile>>) -> Opened {
+    let handle = fs.handles.add(file);
     Opened { handle, flags: fs.options.cache.file_flags() }
 }
 
@@ -146,7 +156,7 @@ pub(crate) fn write(
     let taken = payload.write_to(file.descriptor(), write.offset, write.size, transfer_mode(fs, write));
     drop(cleared);
     // Marked in any case: a write that failed may have been done in part.
-    fs.places.at(file.place).ledger.mark_changed();
+    fs.places.at(file.place).ledger.mark_file_changed(&file);
     if !file.written.load(Ordering::Relaxed) {
         file.written.store(true, Ordering::Relaxed);
     }
@@ -219,10 +229,10 @@ pub(crate) fn copy_file_range(
 }
 
 /// A file was changed otherwise than by WRITE.
-fn written(fs: &Passthrough, file: &OpenFile) -> Result<()> {
+fn written(fs: &Passthrough, file: &Arc<OpenFile>) -> Result<()> {
     file.written.store(true, Ordering::Relaxed);
     let place = fs.places.at(file.place);
-    place.ledger.mark_changed();
+    place.ledger.mark_file_changed(file);
     if fs.options.durability == Durability::Strict { fsync_file(fs, file, false) } else { Ok(()) }
 }
 

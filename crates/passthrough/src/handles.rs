@@ -13,6 +13,7 @@ use ashore_wire::{Errno, FileHandle, NodeId};
 use parking_lot::Mutex;
 
 use crate::directory::Position;
+use crate::dirt::Mark;
 use crate::sync::FileSync;
 
 const SHARDS: u32 = 16;
@@ -25,6 +26,8 @@ pub(crate) struct OpenFile {
     pub(crate) place: u32,
     /// Written since the last FLUSH.
     pub(crate) written: AtomicBool,
+    /// When it was put on the list of what the next sync covers.
+    pub(crate) dirty: Mark,
     /// Its fsyncs.
     pub(crate) sync: FileSync,
     /// Where a directory is being read. `None` for a file.
@@ -39,6 +42,7 @@ impl OpenFile {
             node,
             place,
             written: AtomicBool::new(false),
+            dirty: Mark::default(),
             sync: FileSync::default(),
             position: None,
             descriptor,
@@ -71,7 +75,7 @@ struct Shard {
 
 impl Handles {
     /// Gives an open file a handle.
-    pub(crate) fn add(&self, file: OpenFile) -> FileHandle {
+    pub(crate) fn add(&self, file: impl Into<Arc<OpenFile>>) -> FileHandle {
         let number = self.next_shard.fetch_add(1, Ordering::Relaxed) % SHARDS;
         let mut shard = self.shards[number as usize].lock();
         let index = shard.free.pop().unwrap_or_else(|| {
@@ -79,7 +83,7 @@ impl Handles {
             (shard.slots.len() - 1) as u32
         });
         let (generation, slot) = &mut shard.slots[index as usize];
-        *slot = Some(Arc::new(file));
+        *slot = Some(file.into());
         FileHandle(u64::from(*generation) << 32 | u64::from(index * SHARDS + number))
     }
 

@@ -18,33 +18,65 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread;
 use std::time::Instant;
 
 use ashore_wire::Errno;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::backing::Backing;
-use crate::host;
+use crate::host::HostResult;
+use crate::rounds::{Rounds, TimedOut};
+use crate::sys;
 
-/// Makes a host file system stable, given its device number and a descriptor on it.
-pub type SyncCall = dyn Fn(u64, BorrowedFd<'_>) -> rustix::io::Result<()> + Send + Sync;
+/// The calls that make things stable on the host. Each does what its name says unless it is replaced: to count calls,
+/// delay them, or make them fail.
+pub trait HostCalls: Send + Sync {
+    /// Makes a host file system stable, given its device number and a descriptor on it: syncfs(2).
+    fn syncfs(&self, _device: u64, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        rustix::fs::syncfs(file)
+    }
+
+    /// Makes a file or a directory stable: fsync(2), or fdatasync(2) if only data is wanted.
+    fn fsync(&self, file: BorrowedFd<'_>, data_only: bool) -> rustix::io::Result<()> {
+        if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
+    }
+
+    /// Has the host begin to write a file's data, and waits for nothing: a hint, and no part of any promise.
+    fn begin_writeback(&self, file: BorrowedFd<'_>) {
+        sys::begin_writeback(file);
+    }
+}
+
+/// The host's own calls.
+struct RealCalls;
+
+impl HostCalls for RealCalls {}
+
+/// With another way to sync a whole file system.
+struct WithSyncCall<F>(F);
+
+impl<F> HostCalls for WithSyncCall<F>
+where
+    F: Fn(u64, BorrowedFd<'_>) -> rustix::io::Result<()> + Send + Sync,
+{
+    fn syncfs(&self, device: u64, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        self.0(device, file)
+    }
+}
 
 /// All host file systems that are in use by shares.
 ///
 /// One for the whole process will do, see [`HostFileSystems::of_this_process`].
 pub struct HostFileSystems {
     by_device: Mutex<HashMap<u64, Weak<HostFs>>>,
-    sync_call: Arc<SyncCall>,
+    calls: Arc<dyn HostCalls>,
 }
 
 impl HostFileSystems {
     /// The registry that all shares of this process should use, so that their syncs can share rounds.
     pub fn of_this_process() -> Arc<HostFileSystems> {
         static REGISTRY: OnceLock<Arc<HostFileSystems>> = OnceLock::new();
-        let registry =
-            REGISTRY.get_or_init(|| HostFileSystems::with_sync_call(|_, file| rustix::fs::syncfs(file)));
-        Arc::clone(registry)
+        Arc::clone(REGISTRY.get_or_init(|| HostFileSystems::with_calls(RealCalls)))
     }
 
     /// A registry of its own that syncs by `sync_call` in place of syncfs(2): to count syncs, delay them, or make them
@@ -52,7 +84,12 @@ impl HostFileSystems {
     pub fn with_sync_call(
         sync_call: impl Fn(u64, BorrowedFd<'_>) -> rustix::io::Result<()> + Send + Sync + 'static,
     ) -> Arc<HostFileSystems> {
-        Arc::new(HostFileSystems { by_device: Mutex::default(), sync_call: Arc::new(sync_call) })
+        HostFileSystems::with_calls(WithSyncCall(sync_call))
+    }
+
+    /// A registry of its own that syncs by these calls.
+    pub fn with_calls(calls: impl HostCalls + 'static) -> Arc<HostFileSystems> {
+        Arc::new(HostFileSystems { by_device: Mutex::default(), calls: Arc::new(calls) })
     }
 
     /// The file system of this device; `descriptor` is to be kept if it has none yet.
@@ -69,12 +106,9 @@ impl HostFileSystems {
         let host = Arc::new(HostFs {
             device,
             descriptor: descriptor.map(OnceLock::from).unwrap_or_default(),
-            rounds: Mutex::new(Rounds {
-                failures: Failures { count: 0, last: Errno::EIO },
-                ..Default::default()
-            }),
-            ended: Condvar::new(),
-            sync_call: Arc::clone(&self.sync_call),
+            failures: Mutex::default(),
+            rounds: Arc::default(),
+            calls: Arc::clone(&self.calls),
         });
         by_device.insert(device, Arc::downgrade(&host));
         host
@@ -132,17 +166,9 @@ pub struct HostReport {
 pub(crate) struct HostFs {
     device: u64,
     descriptor: OnceLock<OwnedFd>,
-    rounds: Mutex<Rounds>,
-    ended: Condvar,
-    sync_call: Arc<SyncCall>,
-}
-
-/// Rounds of syncs; at most one is under way.
-#[derive(Default)]
-struct Rounds {
-    begun: u64,
-    ended: u64,
-    failures: Failures,
+    failures: Mutex<Failures>,
+    rounds: Arc<Rounds>,
+    calls: Arc<dyn HostCalls>,
 }
 
 impl HostFs {
@@ -168,99 +194,51 @@ impl HostFs {
 
     /// What there is to say about it, whatever the client.
     pub(crate) fn report(&self) -> HostReport {
-        let (syncs, failures) = {
-            let rounds = self.rounds.lock();
-            (rounds.ended, rounds.failures.count)
-        };
+        let (syncs, failures) = (self.rounds.ended(), self.failures().count);
         HostReport { device: self.device, backing: self.backing(), syncs, failures, unsynced: false }
     }
 
     /// What went wrong so far.
     pub(crate) fn failures(&self) -> Failures {
-        self.rounds.lock().failures
+        *self.failures.lock()
     }
 
     /// Something on it could not be made stable, as another call than syncfs(2) found.
     pub(crate) fn record_failure(&self, errno: Errno) {
-        self.rounds.lock().failures.add(errno);
+        self.failures.lock().add(errno);
     }
 
     /// Returns when a sync that began after this call has ended; [`HostFs::failures`] says how it went. Fails if
     /// `deadline` comes first.
     pub(crate) fn stabilise(self: &Arc<Self>, deadline: Option<Instant>) -> Result<(), Errno> {
-        let mut rounds = self.rounds.lock();
-        let needed = rounds.begun + 1;
-        while rounds.ended < needed {
-            if rounds.begun > rounds.ended {
-                self.await_end(&mut rounds, needed, deadline)?;
-                continue;
-            }
-            rounds.begun += 1;
-            drop(rounds);
-            self.run_round(deadline.is_some());
-            rounds = self.rounds.lock();
-        }
-        Ok(())
+        let host = Arc::clone(self);
+        self.rounds.join(deadline, move || host.run_round()).map_err(|TimedOut| self.timed_out())
     }
 
-    /// Waits until a round ends; an error if `needed` has not by the deadline.
-    fn await_end(
-        &self,
-        rounds: &mut MutexGuard<'_, Rounds>,
-        needed: u64,
-        deadline: Option<Instant>,
-    ) -> Result<(), Errno> {
-        let Some(deadline) = deadline else {
-            self.ended.wait(rounds);
-            return Ok(());
-        };
-        let timed_out = self.ended.wait_until(rounds, deadline).timed_out();
-        if timed_out && rounds.ended < needed { Err(self.timed_out()) } else { Ok(()) }
+    /// The calls to make things stable by.
+    pub(crate) fn calls(&self) -> &dyn HostCalls {
+        &*self.calls
     }
 
-    /// Runs the round that has just begun; on a thread of its own if the caller must not be held up with it.
-    fn run_round(self: &Arc<Self>, detached: bool) {
-        if detached {
-            let host = Arc::clone(self);
-            let thread = thread::Builder::new().name("ashore-syncfs".into());
-            if thread.spawn(move || host.end_round(host.sync())).is_ok() {
-                return;
-            }
-            tracing::warn!("no thread for a sync; it will not be bounded in time");
-        }
-        self.end_round(self.sync());
+    fn run_round(&self) {
+        let Err(errno) = self.sync() else { return };
+        let mut failures = self.failures.lock();
+        failures.add(errno);
+        let count = failures.count;
+        drop(failures);
+        tracing::error!(
+            "syncing the host file system {} failed: {errno}; data may be lost (failure {count} of it)",
+            self.name()
+        );
     }
 
     fn sync(&self) -> Result<(), Errno> {
         let descriptor = self.descriptor.get().ok_or(Errno::EIO)?;
-        loop {
-            match (self.sync_call)(self.device, descriptor.as_fd()) {
-                Err(rustix::io::Errno::INTR) => {}
-                outcome => return outcome.map_err(host::told),
-            }
-        }
+        uninterrupted(|| self.calls.syncfs(self.device, descriptor.as_fd())).told()
     }
 
-    fn end_round(&self, outcome: Result<(), Errno>) {
-        let mut rounds = self.rounds.lock();
-        // The result is recorded before anybody is let go.
-        rounds.ended = rounds.begun;
-        if let Err(errno) = outcome {
-            rounds.failures.add(errno);
-        }
-        let failures = rounds.failures;
-        drop(rounds);
-        self.ended.notify_all();
-        if let Err(errno) = outcome {
-            tracing::error!(
-                "syncing the host file system {} failed: {errno}; data may be lost (failure {} of it)",
-                self.name(),
-                failures.count
-            );
-        }
-    }
-
-    fn timed_out(&self) -> Errno {
+    /// What is said of a sync that took too long.
+    pub(crate) fn timed_out(&self) -> Errno {
         tracing::error!("syncing the host file system {} takes longer than allowed; told EIO", self.name());
         Errno::EIO
     }
@@ -273,11 +251,22 @@ impl HostFs {
     }
 }
 
+/// Calls again when a signal came in between.
+pub(crate) fn uninterrupted(call: impl Fn() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
+    use std::thread;
     use std::time::Duration;
 
     const PATIENCE: Duration = Duration::from_secs(20);

@@ -310,23 +310,21 @@ impl Inodes {
         Some(self.node(candidate.key, index, shard.slots[index as usize].generation))
     }
 
-    /// Gives lookups back; the last one frees the node.
-    pub(crate) fn forget(&self, node: NodeId, lookups: u64) {
-        let Some((shard, index, generation)) = self.locate(node) else { return };
+    /// Gives lookups back; the last one frees the node, and then says what it was.
+    pub(crate) fn forget(&self, node: NodeId, lookups: u64) -> Option<Candidate> {
+        let (shard, index, generation) = self.locate(node)?;
         let mut guard = shard.lock();
-        let Some(slot) = guard.slots.get_mut(index).filter(|slot| slot.generation == generation) else {
-            return;
-        };
-        if slot.location.is_none() {
-            return;
-        }
+        let slot = guard.slots.get_mut(index).filter(|slot| slot.generation == generation)?;
+        slot.location.as_ref()?;
         slot.lookups = slot.lookups.saturating_sub(lookups);
         if slot.lookups > 0 {
-            return;
+            return None;
         }
+        let candidate = slot.candidate();
         let remains = guard.free(index as u32);
         drop(guard);
         self.freed(&remains);
+        Some(candidate)
     }
 
     /// Forgets everything: the client has gone. Ids that were given out stay invalid.

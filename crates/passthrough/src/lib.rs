@@ -11,7 +11,8 @@
 //! | `handles.rs` | what a client has open |
 //! | `credentials.rs` | files belong to the caller who made them |
 //! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
-//! | `hostfs.rs`, `backing.rs` | the host's file systems: rounds of syncs, errors, and what cannot be stable |
+//! | `dirt.rs` | which inodes a client changed, where a sync is to cover no others |
+//! | `hostfs.rs`, `rounds.rs`, `backing.rs` | the host's file systems: rounds of syncs, errors, and what cannot be stable |
 //! | `host.rs`, `sys.rs` | system calls, the latter with all `unsafe` of this crate |
 //!
 //! # What the process has to see to
@@ -37,6 +38,7 @@ mod backing;
 mod credentials;
 mod data;
 mod directory;
+mod dirt;
 mod handles;
 mod host;
 mod hostfs;
@@ -44,6 +46,7 @@ mod inodes;
 mod names;
 mod options;
 mod places;
+mod rounds;
 mod sync;
 mod sys;
 mod xattr;
@@ -66,13 +69,13 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno as HostErrno;
 
 pub use backing::Backing;
-pub use hostfs::{HostFileSystems, HostReport, SyncCall};
-pub use options::{CachePolicy, Durability, InodeFileHandles, Options, StartError};
+pub use hostfs::{HostCalls, HostFileSystems, HostReport};
+pub use options::{CachePolicy, Durability, InodeFileHandles, Options, StartError, SyncScope};
 
 use credentials::{AsCaller, Credentials};
 use handles::Handles;
 use host::FileIdentity;
-use inodes::{Found, Inodes, Location, SharedFd};
+use inodes::{Candidate, Found, Inodes, Location, SharedFd};
 use places::{Place, Places, Refusal, identity_of};
 
 /// A host directory as a file system, for one client at a time.
@@ -93,12 +96,15 @@ pub struct Passthrough {
 struct Root {
     descriptor: SharedFd,
     place: u32,
+    number: u64,
     kind: u32,
 }
 
 /// An inode a request acts on.
 struct Inode<'a> {
     place: &'a Place,
+    /// Its number.
+    number: u64,
     /// The kind of file: the bits of `S_IFMT`.
     kind: u32,
     descriptor: SharedFd,
@@ -146,7 +152,7 @@ impl Passthrough {
             places.enter(&identity, share.as_fd()).map_err(|refusal| refused(&options, refusal))?.index;
         warn_of_options(&options);
         Ok(Passthrough {
-            root: Root { descriptor: Arc::new(share), place, kind: identity.kind },
+            root: Root { descriptor: Arc::new(share), place, number: identity.ino, kind: identity.kind },
             inodes: Inodes::new(options.descriptor_bound),
             handles: Handles::default(),
             credentials: Credentials::of_this_thread(),
@@ -180,17 +186,18 @@ impl Passthrough {
     /// Finds an inode, and opens it as a path if it is not open.
     fn inode(&self, node: NodeId) -> Result<Inode<'_>> {
         if node == NodeId::ROOT {
-            let Root { descriptor, place, kind } = &self.root;
-            let descriptor = Arc::clone(descriptor);
-            return Ok(Inode { place: self.places.at(*place), kind: *kind, descriptor });
+            let Root { descriptor, place, number, kind } = &self.root;
+            let (descriptor, place) = (Arc::clone(descriptor), self.places.at(*place));
+            return Ok(Inode { place, number: *number, kind: *kind, descriptor });
         }
         let found = self.inodes.find(node).ok_or(Errno::ESTALE)?;
-        let place = self.places.at(found.candidate.key.place);
+        let Candidate { key, kind, .. } = found.candidate;
+        let place = self.places.at(key.place);
         let descriptor = match &found.location {
             Location::Descriptor(descriptor) => Arc::clone(descriptor),
             _ => self.open_again(node, place, &found)?,
         };
-        Ok(Inode { place, kind: found.candidate.kind, descriptor })
+        Ok(Inode { place, number: key.ino, kind, descriptor })
     }
 
     fn open_again(&self, node: NodeId, place: &Place, found: &Found) -> Result<SharedFd> {
@@ -315,7 +322,7 @@ impl FileSystem for Passthrough {
     }
 
     fn forget(&self, node: NodeId, lookups: u64) {
-        self.inodes.forget(node, lookups);
+        sync::forget(self, node, lookups);
     }
 
     fn getattr(&self, _: &Caller<'_>, node: NodeId, handle: Option<FileHandle>) -> Result<Attributes> {
@@ -529,7 +536,7 @@ impl FileSystem for Passthrough {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inodes::{Candidate, Key};
+    use crate::inodes::Key;
 
     /// Aim: a client that swaps names while it is looking one up cannot have a pipe or a device opened as a file.
     /// Method: an inode with the attributes of one file and the handle of another, as that race would leave it.

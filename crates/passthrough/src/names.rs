@@ -18,7 +18,7 @@ use crate::host::{DescriptorPath, FileIdentity, HostResult, HostStatx, statx_at,
 use crate::inodes::{Candidate, Key, Location, Recognised, SharedFd};
 use crate::options::InodeFileHandles;
 use crate::places::{Place, identity_of};
-use crate::sync::changed;
+use crate::sync::Change;
 use crate::{Inode, Passthrough, data, sys};
 
 /// How often to look again when a name is given to other files all the time.
@@ -174,12 +174,14 @@ pub(crate) fn mkdir(
 pub(crate) fn link(fs: &Passthrough, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
     fs.refuse_if_readonly()?;
     let (file, directory) = (fs.inode(node)?, fs.inode(parent)?);
+    let (counted, listed) = (Change::of(fs, &file), Change::of(fs, &directory));
     let path = DescriptorPath::of(file.fd());
     // Following the link of /proc leads to the file itself, a symbolic link included, and needs no privilege.
     let flags = AtFlags::SYMLINK_FOLLOW;
     rustix::fs::linkat(fs.places.descriptors(), path.as_c_str(), directory.fd(), name.as_c_str(), flags)
         .told()?;
-    changed(fs, directory.place)?;
+    counted.mark();
+    listed.settle(fs)?;
     entry_at(fs, directory.fd(), directory.place, name.as_c_str())
 }
 
@@ -193,10 +195,11 @@ fn make(
 ) -> Result<Entry> {
     fs.refuse_if_readonly()?;
     let directory = fs.inode(parent)?;
+    let listed = Change::of(fs, &directory);
     let as_caller = fs.become_caller(caller)?;
     call(directory.fd()).told()?;
     drop(as_caller);
-    changed(fs, directory.place)?;
+    listed.settle(fs)?;
     entry_at(fs, directory.fd(), directory.place, name.as_c_str())
 }
 
@@ -212,6 +215,7 @@ pub(crate) fn create(
     fs.refuse_if_readonly()?;
     let directory = fs.inode(parent)?;
     let exclusively = data::host_flags(fs, flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+    let listed = Change::of(fs, &directory);
     let as_caller = fs.become_caller(caller)?;
     let made = rustix::fs::openat2(
         directory.fd(),
@@ -222,11 +226,14 @@ pub(crate) fn create(
     );
     drop(as_caller);
     match made {
-        Ok(file) => made_file(fs, &directory, file, false),
+        Ok(file) => {
+            listed.mark();
+            made_file(fs, &directory, file, false)
+        }
         Err(HostErrno::EXIST) if flags & libc::O_EXCL as u32 == 0 => {
             let entry = entry_at(fs, directory.fd(), directory.place, name.as_c_str())?;
             let opened = data::open(fs, NodeId(entry.node), flags, open_flags);
-            let opened = opened.inspect_err(|_| fs.inodes.forget(NodeId(entry.node), 1))?;
+            let opened = opened.inspect_err(|_| _ = fs.inodes.forget(NodeId(entry.node), 1))?;
             Ok(Created { entry, opened })
         }
         Err(errno) => Err(told(errno)),
@@ -261,7 +268,6 @@ fn made_file(fs: &Passthrough, directory: &Inode<'_>, file: OwnedFd, nameless: b
         fs.places.enter(&identity, file.as_fd())?
     };
     fs.places.before_change(place, file.as_fd());
-    changed(fs, place)?;
     let handle =
         if place.has_handles && !nameless { sys::name_to_handle(file.as_fd(), c"").ok() } else { None };
     let location = match handle {
@@ -270,18 +276,20 @@ fn made_file(fs: &Passthrough, directory: &Inode<'_>, file: OwnedFd, nameless: b
         None => Location::Descriptor(Arc::new(fs.places.reopen(file.as_fd(), OFlags::PATH).told()?)),
     };
     let node = fs.inodes.add(&candidate(place, &identity), location, true);
-    let entry = entry(fs, node, &stat, directory.place, place);
-    Ok(Created { entry, opened: data::opened_file(fs, node, place, file) })
+    let opened = data::changed_file(fs, node, place, file);
+    let opened = opened.inspect_err(|_| _ = fs.inodes.forget(node, 1))?;
+    Ok(Created { entry: entry(fs, node, &stat, directory.place, place), opened })
 }
 
 /// UNLINK and RMDIR.
 pub(crate) fn remove(fs: &Passthrough, parent: NodeId, name: Name<'_>, flags: AtFlags) -> Result<()> {
     fs.refuse_if_readonly()?;
     let directory = fs.inode(parent)?;
+    let listed = Change::of(fs, &directory);
     let victim = last_name(fs, &directory, name);
     rustix::fs::unlinkat(directory.fd(), name.as_c_str(), flags).told()?;
     hold(fs, victim);
-    changed(fs, directory.place)
+    listed.settle(fs)
 }
 
 /// RENAME and RENAME2.
@@ -294,11 +302,13 @@ pub(crate) fn rename(
     fs.refuse_if_readonly()?;
     let flags = RenameFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
     let (from, to) = (fs.inode(parent)?, fs.inode(new_parent)?);
+    let (left, entered) = (Change::of(fs, &from), Change::of(fs, &to));
     let replaces = !flags.intersects(RenameFlags::EXCHANGE | RenameFlags::NOREPLACE);
     let victim = if replaces { last_name(fs, &to, new_name) } else { None };
     rustix::fs::renameat_with(from.fd(), name.as_c_str(), to.fd(), new_name.as_c_str(), flags).told()?;
     hold(fs, victim);
-    changed(fs, from.place)
+    left.mark();
+    entered.settle(fs)
 }
 
 /// A node that is about to lose its last name, with a descriptor that will keep it.

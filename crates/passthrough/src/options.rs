@@ -43,6 +43,8 @@ pub struct Options {
     pub preserve_noatime: bool,
     /// When changes become stable.
     pub durability: Durability,
+    /// What a sync covers on a host file system.
+    pub sync_scope: SyncScope,
     /// Make FLUSH of a written file as good as FSYNC, for clients that know no FSYNC.
     pub flush_fsync: bool,
     /// Refuse host file systems that cannot be stable, rather than warn.
@@ -70,6 +72,7 @@ impl Options {
             killpriv_v2: false,
             preserve_noatime: false,
             durability: Durability::OnSync,
+            sync_scope: SyncScope::Filesystem,
             flush_fsync: false,
             require_durable: false,
             sync_timeout: None,
@@ -172,6 +175,18 @@ pub enum Durability {
     /// As virtiofsd: a sync covers one host file system, leaving covers none, and the wishes of single writes are
     /// ignored. Warned about.
     Relaxed,
+}
+
+/// What a sync covers on each host file system that was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum SyncScope {
+    /// All of it, by syncfs(2): also what others on the host changed there.
+    #[default]
+    Filesystem,
+    /// What was changed through this share, by fsync(2) of each file and directory. All of it where that is not exact:
+    /// on other file systems than ext4 with a journal, XFS and btrfs, after very many changes, and at the first sync.
+    Share,
 }
 
 /// Why a directory cannot be shared: what is wrong, and what to do.

@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::backing::Backing;
 use crate::host::{DescriptorPath, FileIdentity, HostResult, statx_of};
 use crate::hostfs::HostFileSystems;
-use crate::options::{InodeFileHandles, Options};
+use crate::options::{InodeFileHandles, Options, SyncScope};
 use crate::sync::Ledger;
 use crate::sys;
 
@@ -58,6 +58,7 @@ pub(crate) struct Places {
     hosts: Arc<HostFileSystems>,
     policy: InodeFileHandles,
     require_durable: bool,
+    sync_scope: SyncScope,
     /// /proc/self/fd, by which a path descriptor is opened for good.
     descriptors: OwnedFd,
     chunks: [OnceLock<Box<[OnceLock<Place>]>>; CHUNKS],
@@ -95,6 +96,7 @@ impl Places {
             hosts,
             policy: options.inode_file_handles,
             require_durable: options.require_durable,
+            sync_scope: options.sync_scope,
             descriptors,
             chunks: Default::default(),
             by_identity: Mutex::default(),
@@ -173,7 +175,7 @@ impl Places {
             index,
             device: identity.device,
             mount_id: identity.mount_id,
-            ledger: self.ledger(identity.device, duplicate),
+            ledger: self.ledger(identity.device, duplicate, backing.as_ref()),
             has_handles,
             flushes_on_close: rustix::fs::fstatfs(file)
                 .is_ok_and(|numbers| Backing::flushes_on_close(&numbers)),
@@ -233,7 +235,7 @@ impl Places {
         }
     }
 
-    fn ledger(&self, device: u64, descriptor: Option<OwnedFd>) -> Arc<Ledger> {
+    fn ledger(&self, device: u64, descriptor: Option<OwnedFd>, backing: Option<&Backing>) -> Arc<Ledger> {
         let mut ledgers = self.ledgers.write();
         if let Some(ledger) = ledgers.iter().find(|ledger| ledger.host().device() == device) {
             if let Some(descriptor) = descriptor {
@@ -241,9 +243,24 @@ impl Places {
             }
             return Arc::clone(ledger);
         }
-        let ledger = Arc::new(Ledger::new(self.hosts.reach(device, descriptor)));
+        let tracked = self.sync_scope == SyncScope::Share && self.is_exact_by_inode(device, backing);
+        let ledger = Arc::new(Ledger::new(self.hosts.reach(device, descriptor), tracked));
         ledgers.push(Arc::clone(&ledger));
         ledger
+    }
+
+    /// Whether fsync(2) of all that was changed is as good as a sync of the whole; says so if it is not.
+    fn is_exact_by_inode(&self, device: u64, backing: Option<&Backing>) -> bool {
+        let exact = backing.is_some_and(|backing| backing.is_exact_by_inode(device));
+        if !exact {
+            let (kind, mount_point) =
+                backing.map_or(("unknown", "?"), |backing| (&backing.kind, &backing.mount_point));
+            tracing::warn!(
+                "--sync-scope share: {mount_point} ({kind}) is synced as a whole all the same; that fsync of each file \
+                 and directory is enough is known of ext4 with a journal, xfs and btrfs only"
+            );
+        }
+        exact
     }
 
     /// A file is about to be changed through `opened`. If its file system could not be opened for syncing before, this

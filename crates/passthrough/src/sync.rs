@@ -8,6 +8,7 @@
 //! - what a sync has been told is compared with what it knew when it was *called*. Of two that overlap both hear of
 //!   the one error between them.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::thread;
@@ -16,13 +17,16 @@ use std::time::Instant;
 use ashore_server::Result;
 use ashore_wire::{Errno, FileHandle, NodeId};
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 
+use crate::dirt::{Dirt, Held, Taken};
 use crate::handles::OpenFile;
 use crate::host::HostResult;
-use crate::hostfs::{Failures, HostFs, HostReport};
+use crate::hostfs::{Failures, HostFs, HostReport, uninterrupted};
 use crate::options::Durability;
 use crate::places::Place;
-use crate::{Passthrough, sys};
+use crate::rounds::{Rounds, TimedOut};
+use crate::{Inode, Passthrough, sys};
 
 /// One client's account with one host file system.
 pub(crate) struct Ledger {
@@ -35,17 +39,23 @@ pub(crate) struct Ledger {
     told: AtomicU64,
     /// Whether the client mounts it of its own, and sends syncs for it.
     announced: AtomicBool,
+    /// What was changed, inode by inode. `None`: syncs cover the whole host file system.
+    dirt: Option<Dirt>,
+    /// Rounds of syncs, inode by inode.
+    rounds: Arc<Rounds>,
 }
 
 impl Ledger {
     /// A new account. It starts as changed, for who knows what an earlier server left behind; unless it cannot be
-    /// synced and so cannot be changed either.
-    pub(crate) fn new(host: Arc<HostFs>) -> Ledger {
+    /// synced and so cannot be changed either. `tracked` says whether syncs are to cover what was changed and no more.
+    pub(crate) fn new(host: Arc<HostFs>, tracked: bool) -> Ledger {
         Ledger {
             changed: AtomicBool::new(host.can_sync()),
             under_way: AtomicUsize::new(0),
             told: AtomicU64::new(host.failures().count),
             announced: AtomicBool::new(false),
+            dirt: tracked.then(Dirt::new),
+            rounds: Arc::default(),
             host,
         }
     }
@@ -63,6 +73,16 @@ impl Ledger {
         if !self.changed.load(Ordering::Relaxed) {
             self.changed.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// An open file was changed. To be called as [`Ledger::mark_changed`], which this does too.
+    pub(crate) fn mark_file_changed(&self, file: &Arc<OpenFile>) {
+        if let Some(dirt) = &self.dirt {
+            fence(Ordering::SeqCst);
+            dirt.record_file(file, &file.dirty);
+        }
+        // After the list: a sync that clears this mark takes the list then.
+        self.mark_changed();
     }
 
     /// What there is to say about it.
@@ -98,11 +118,11 @@ impl Ledger {
     }
 
     /// Makes stable what was changed. `knew` is the value of `told` when the sync was called.
-    fn sync(&self, knew: u64, deadline: Option<Instant>) -> Result<()> {
+    fn sync(self: &Arc<Self>, knew: u64, deadline: Option<Instant>) -> Result<()> {
         // Another sync under way may have cleared the mark, and its outcome is not known yet.
         let alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
         let outcome = if self.changed.swap(false, Ordering::SeqCst) || !alone {
-            self.host.stabilise(deadline)
+            self.stabilise(deadline)
         } else {
             Ok(())
         };
@@ -116,6 +136,87 @@ impl Ledger {
         self.told.fetch_max(failures.count, Ordering::SeqCst);
         outcome
     }
+
+    /// Returns when all that had been changed has been synced; the host's failures say how that went.
+    fn stabilise(self: &Arc<Self>, deadline: Option<Instant>) -> Result<()> {
+        let Some(_) = &self.dirt else { return self.host.stabilise(deadline) };
+        let ledger = Arc::clone(self);
+        let joined = self.rounds.join(deadline, move || ledger.sync_inodes());
+        joined.map_err(|TimedOut| self.host.timed_out())
+    }
+
+    /// A round: syncs the inodes on the list, or everything if track was lost.
+    fn sync_inodes(&self) {
+        let Some(dirt) = &self.dirt else { return };
+        let inodes = match dirt.take() {
+            Taken::Everything => return self.sync_everything(dirt),
+            Taken::Inodes(inodes) => inodes,
+        };
+        match fsync_all(&inodes, self) {
+            Ok(()) => {}
+            Err(Unsynced::Failed) => {
+                dirt.put_back(inodes);
+                self.changed.store(true, Ordering::SeqCst);
+            }
+            Err(Unsynced::Unsupported) => self.sync_everything(dirt),
+        }
+    }
+
+    fn sync_everything(&self, dirt: &Dirt) {
+        let before = self.host.failures().count;
+        // Without a deadline: whoever has one waits for this round elsewhere.
+        let synced = self.host.stabilise(None);
+        if synced.is_err() || self.host.failures().count > before {
+            dirt.lose_track();
+            self.changed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Threads that call fsync(2) for one sync, at most. Waiting side by side they share flushes of the disk.
+const FSYNC_THREADS: usize = 8;
+
+/// Why inodes were not synced.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Unsynced {
+    /// The host does not do it inode by inode.
+    Unsupported,
+    /// It failed, and is told.
+    Failed,
+}
+
+/// Calls fsync(2) on every inode; on all of them, whatever the others say.
+fn fsync_all(inodes: &[(u64, Arc<Held>)], ledger: &Ledger) -> std::result::Result<(), Unsynced> {
+    let (directories, files): (Vec<_>, Vec<_>) =
+        inodes.iter().map(|(_, held)| &**held).partition(|held| held.is_directory());
+    // All data first, so that the disk has it at once, and one commit of a journal serves many.
+    if files.len() > 1 {
+        files.iter().for_each(|held| ledger.host.calls().begin_writeback(held.descriptor()));
+    }
+    let files = side_by_side(&files, |held| held.sync().run_for_all(held.descriptor(), ledger));
+    files.max(side_by_side(&directories, |held| held.sync().run_for_all(held.descriptor(), ledger)))
+}
+
+fn side_by_side(
+    inodes: &[&Held],
+    fsync: impl Fn(&Held) -> std::result::Result<(), Unsynced> + Sync,
+) -> std::result::Result<(), Unsynced> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut outcome = Ok(());
+        while let Some(held) = inodes.get(next.fetch_add(1, Ordering::Relaxed)) {
+            outcome = outcome.max(fsync(held));
+        }
+        outcome
+    };
+    thread::scope(|scope| {
+        let helpers: Vec<_> = (1..inodes.len().min(FSYNC_THREADS))
+            // No thread to be had: this one does it all.
+            .map_while(|_| thread::Builder::new().name("ashore-fsync".into()).spawn_scoped(scope, work).ok())
+            .collect();
+        let mine = work();
+        helpers.into_iter().fold(mine, |all, helper| all.max(helper.join().unwrap_or(Err(Unsynced::Failed))))
+    })
 }
 
 /// Calls fsync(2) on one open file, so that of several callers each hears of an error though the kernel reports it to
@@ -128,6 +229,7 @@ pub(crate) struct FileSync {
 }
 
 impl FileSync {
+    /// For an FSYNC.
     fn run(&self, call: impl FnOnce() -> rustix::io::Result<()>, ledger: &Ledger) -> Result<()> {
         let knew = self.told.load(Ordering::SeqCst);
         let mut failures = self.failures.lock();
@@ -136,13 +238,32 @@ impl FileSync {
             if !means_loss(errno) {
                 return Err(errno);
             }
-            failures.add(errno);
-            ledger.record_failure(errno);
-            tracing::error!("an fsync failed: {errno}; data of that file may be lost");
+            FileSync::note(&mut failures, errno, ledger);
         }
         let Failures { count, last } = *failures;
         self.told.fetch_max(count, Ordering::SeqCst);
         if count > knew { Err(last) } else { Ok(()) }
+    }
+
+    /// For a sync that covers many files. Who asked for it is told by the ledger; an FSYNC of this file is asked by
+    /// another process of the client, and so is told of the error too.
+    fn run_for_all(&self, file: BorrowedFd<'_>, ledger: &Ledger) -> std::result::Result<(), Unsynced> {
+        let mut failures = self.failures.lock();
+        match uninterrupted(|| ledger.host.calls().fsync(file, false)).told() {
+            Ok(()) => Ok(()),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EBADF) => Err(Unsynced::Unsupported),
+            // Read-only by now though it was changed: it has been shut down after an error.
+            Err(errno) => {
+                FileSync::note(&mut failures, errno, ledger);
+                Err(Unsynced::Failed)
+            }
+        }
+    }
+
+    fn note(failures: &mut Failures, errno: Errno, ledger: &Ledger) {
+        failures.add(errno);
+        ledger.record_failure(errno);
+        tracing::error!("an fsync failed: {errno}; data of that file may be lost");
     }
 }
 
@@ -161,8 +282,7 @@ pub(crate) fn fsync(fs: &Passthrough, node: NodeId, handle: FileHandle, data_onl
 pub(crate) fn fsync_file(fs: &Passthrough, file: &OpenFile, data_only: bool) -> Result<()> {
     let ledger = &fs.places.at(file.place).ledger;
     let descriptor = file.descriptor();
-    let call = || if data_only { rustix::fs::fdatasync(descriptor) } else { rustix::fs::fsync(descriptor) };
-    file.sync.run(call, ledger)
+    file.sync.run(|| ledger.host.calls().fsync(descriptor, data_only), ledger)
 }
 
 /// FLUSH: a descriptor was closed. Not a sync, unless the options say so.
@@ -247,20 +367,69 @@ fn one_by_one(calls: &[Call<'_>], deadline: Option<Instant>) -> Result<()> {
     outcomes.fold(Ok(()), Result::and)
 }
 
-/// A change was made at this place: marks it and, where every change is to be stable before it is acknowledged, makes
-/// it so.
-pub(crate) fn changed(fs: &Passthrough, place: &Place) -> Result<()> {
-    place.ledger.mark_changed();
+/// An inode that is about to be changed otherwise than through an open file of the client.
+pub(crate) struct Change<'a> {
+    place: &'a Place,
+    number: u64,
+    /// What it will be synced by, where syncs go by inode.
+    held: Option<Arc<Held>>,
+}
+
+impl<'a> Change<'a> {
+    /// To be called before the change is made: a descriptor must be older than the errors it is to hear of.
+    pub(crate) fn of(fs: &Passthrough, inode: &Inode<'a>) -> Change<'a> {
+        let held = inode.place.ledger.dirt.as_ref().and_then(|dirt| {
+            dirt.hold(inode.number, || {
+                // A link, a pipe or a device must not be opened, or cannot.
+                if !matches!(inode.kind, libc::S_IFDIR | libc::S_IFREG) {
+                    return None;
+                }
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+                let descriptor = fs.places.reopen(inode.fd(), flags).ok()?;
+                let is_directory = inode.kind == libc::S_IFDIR;
+                Some(Held::Opened { descriptor, sync: FileSync::default(), is_directory })
+            })
+        });
+        Change { place: inode.place, number: inode.number, held }
+    }
+
+    /// To be called after the change was made, and before it is acknowledged.
+    pub(crate) fn mark(&self) {
+        let ledger = &self.place.ledger;
+        if let Some(dirt) = &ledger.dirt {
+            dirt.record_inode(self.number, self.held.as_ref());
+        }
+        ledger.mark_changed();
+    }
+
+    /// As [`Change::mark`]; where every change is to be stable before it is acknowledged, makes it so.
+    pub(crate) fn settle(&self, fs: &Passthrough) -> Result<()> {
+        self.mark();
+        settled(fs, self.place)
+    }
+}
+
+/// A change was made at this place, and marked: where every change is to be stable before it is acknowledged, makes it
+/// so.
+pub(crate) fn settled(fs: &Passthrough, place: &Place) -> Result<()> {
     if fs.options.durability != Durability::Strict {
         return Ok(());
     }
-    let host = &place.ledger.host;
-    let before = host.failures().count;
+    let ledger = &place.ledger;
+    let before = ledger.host.failures().count;
     let deadline = fs.options.sync_timeout.map(|timeout| Instant::now() + timeout);
-    host.stabilise(deadline)?;
+    ledger.stabilise(deadline)?;
     // Not noted as told: the next sync is to say it too, for this error goes to a process that never asked for one.
-    let failures = host.failures();
+    let failures = ledger.host.failures();
     if failures.count > before { Err(failures.last) } else { Ok(()) }
+}
+
+/// FORGET.
+pub(crate) fn forget(fs: &Passthrough, node: NodeId, lookups: u64) {
+    let Some(forgotten) = fs.inodes.forget(node, lookups) else { return };
+    if let Some(dirt) = &fs.places.at(forgotten.key.place).ledger.dirt {
+        dirt.forget(forgotten.key.ino);
+    }
 }
 
 #[cfg(test)]
@@ -269,15 +438,15 @@ mod tests {
     use crate::hostfs::HostFileSystems;
     use rustix::io::Errno as HostErrno;
 
-    fn ledger(hosts: &Arc<HostFileSystems>) -> Ledger {
-        Ledger::new(hosts.reach(7, Some(tempfile::tempfile().unwrap().into())))
+    fn ledger(hosts: &Arc<HostFileSystems>) -> Arc<Ledger> {
+        Arc::new(Ledger::new(hosts.reach(7, Some(tempfile::tempfile().unwrap().into())), false))
     }
 
-    fn sound_ledger() -> Ledger {
+    fn sound_ledger() -> Arc<Ledger> {
         ledger(&HostFileSystems::with_sync_call(|_, _| Ok(())))
     }
 
-    fn sync(ledger: &Ledger) -> Result<()> {
+    fn sync(ledger: &Arc<Ledger>) -> Result<()> {
         ledger.sync(ledger.told.load(Ordering::SeqCst), None)
     }
 

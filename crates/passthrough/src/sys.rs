@@ -1,5 +1,5 @@
-//! The system calls that have no safe wrapper: file handles, directory entries into a buffer of ours, and
-//! extended attributes relative to a directory. All `unsafe` of this crate is here.
+//! The system calls that have no safe wrapper: file handles, directory entries into a buffer of ours, extended
+//! attributes relative to a directory, and the beginning of write-back. All `unsafe` of this crate is here.
 
 #![allow(unsafe_code)]
 
@@ -175,6 +175,14 @@ pub(crate) fn removexattr_at(directory: BorrowedFd<'_>, path: &CStr, name: &CStr
     let outcome =
         unsafe { libc::syscall(SYS_REMOVEXATTRAT, directory.as_raw_fd(), path.as_ptr(), 0, name.as_ptr()) };
     check(outcome).map(|_| ())
+}
+
+/// Has the host begin to write all data of a file, without waiting for it: a hint, whose failure tells nothing.
+///
+/// Without its flags to wait, sync_file_range(2) does not look at the file's errors, so fsync(2) is still told of them.
+pub(crate) fn begin_writeback(file: BorrowedFd<'_>) {
+    // SAFETY: there is no safe wrapper. The descriptor is borrowed and so open; no memory of ours is touched.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 fn check(outcome: libc::c_long) -> Result<libc::c_long> {

@@ -12,7 +12,7 @@ use ashore_wire::{Errno, NodeId};
 use rustix::fs::XattrFlags;
 
 use crate::host::{DescriptorPath, HostResult};
-use crate::sync::changed;
+use crate::sync::Change;
 use crate::{Passthrough, sys};
 
 /// Access control lists are attributes to the host and more than that to a client, which has to know of them. Without
@@ -33,6 +33,7 @@ pub(crate) fn has_relative_calls(descriptors: BorrowedFd<'_>) -> bool {
 pub(crate) fn setxattr(fs: &Passthrough, node: NodeId, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
     let inode = fs.inode(served(fs, node, name)?)?;
     fs.refuse_if_readonly()?;
+    let change = Change::of(fs, &inode);
     let path = DescriptorPath::of(inode.fd());
     if fs.relative_xattrs {
         sys::setxattr_at(fs.places.descriptors(), path.as_c_str(), name, value, flags).told()?;
@@ -40,7 +41,7 @@ pub(crate) fn setxattr(fs: &Passthrough, node: NodeId, name: &CStr, value: &[u8]
         let flags = XattrFlags::from_bits_retain(flags);
         rustix::fs::setxattr(absolute(&path).as_c_str(), name, value, flags).told()?;
     }
-    changed(fs, inode.place)
+    change.settle(fs)
 }
 
 /// GETXATTR.
@@ -71,13 +72,14 @@ pub(crate) fn listxattr(fs: &Passthrough, node: NodeId, buffer: &mut [u8]) -> Re
 pub(crate) fn removexattr(fs: &Passthrough, node: NodeId, name: &CStr) -> Result<()> {
     let inode = fs.inode(served(fs, node, name)?)?;
     fs.refuse_if_readonly()?;
+    let change = Change::of(fs, &inode);
     let path = DescriptorPath::of(inode.fd());
     if fs.relative_xattrs {
         sys::removexattr_at(fs.places.descriptors(), path.as_c_str(), name).told()?;
     } else {
         rustix::fs::removexattr(absolute(&path).as_c_str(), name).told()?;
     }
-    changed(fs, inode.place)
+    change.settle(fs)
 }
 
 /// The node, if the attribute of this name is served at all.

@@ -266,6 +266,11 @@ impl Mounted {
         Mounted(target.to_owned())
     }
 
+    /// What is mounted there.
+    pub(crate) fn already(target: &Path) -> Mounted {
+        Mounted(target.to_owned())
+    }
+
     /// Mounts a file system image by a loop device.
     pub(crate) fn image(image: &Path, target: &Path) -> Mounted {
         need_root("to mount");

@@ -4,10 +4,12 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
+mod disk;
 mod escapes;
 mod harness;
 mod identity;
 mod mounts;
 mod operations;
 mod reading;
+mod scope;
 mod syncing;
