@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod doctor;
 mod logging;
 mod metrics;
 mod serve;
@@ -38,6 +39,8 @@ enum Command {
     Sync(tools::SyncArguments),
     /// Copy files into a share or out of it
     Cp(tools::CopyArguments),
+    /// Check that sync means what it should: of this server, or of any other
+    Doctor(doctor::Arguments),
     /// Measure how fast a server is, or two in turns
     Bench(bench::Arguments),
     /// Watch a server that was started with --metrics
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Stat(arguments) => tools::stat(arguments),
         Command::Sync(arguments) => tools::sync(arguments),
         Command::Cp(arguments) => tools::copy(arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Top(arguments) => top::top(&arguments),
     };

@@ -1,0 +1,205 @@
+//! P4: nobody else waits because of a sync.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use ashore_vhost_user::driver::{Call, RawConnection, RawError};
+use ashore_wire::NodeId;
+
+use crate::line::{Document, Line};
+use crate::report::{Seen, size};
+use crate::sys::cachestat;
+use crate::ward::{Ward, on_each_queue};
+
+/// How much is made dirty: as little as will keep the disk busy for long enough.
+const DIRTY: [usize; 3] = [64 << 20, 256 << 20, 512 << 20];
+/// A shorter sync tells nothing about who waited for it.
+const LONG_ENOUGH: Duration = Duration::from_millis(80);
+/// What a busy machine alone may cost one request.
+const NOISE: Duration = Duration::from_millis(40);
+/// Syncs at the same time.
+const CROWD: usize = 16;
+
+pub(crate) fn stall(ward: &mut Ward) -> Result<Seen> {
+    others_during(ward.syncing_line()?, 1)
+}
+
+pub(crate) fn crowd(ward: &mut Ward) -> Result<Seen> {
+    others_during(ward.syncing_line()?, CROWD)
+}
+
+/// What others saw while syncs ran.
+#[derive(Clone, Copy, Debug)]
+struct Others {
+    /// How long the syncs took.
+    syncs: Duration,
+    /// How long the slowest other request took.
+    slowest: Duration,
+    /// How many of them were answered.
+    answered: usize,
+}
+
+impl Others {
+    fn were_held_up(self) -> bool {
+        self.slowest > self.syncs / 2 && self.slowest > NOISE
+    }
+}
+
+fn others_during(line: &Line, syncs: usize) -> Result<Seen> {
+    let file = line.new_file(&format!("stall{syncs}"))?;
+    line.fill(&file, 4096)?;
+    let mut seen = None;
+    for bytes in DIRTY {
+        let others = measure(line, &file, bytes, syncs)?;
+        seen = Some(others);
+        if others.syncs < LONG_ENOUGH {
+            continue;
+        }
+        // What happens by chance does not happen twice.
+        let held_up = others.were_held_up() && measure(line, &file, bytes, syncs)?.were_held_up();
+        let numbers = format!(
+            "{} dirty, the {} {} ms; the slowest of {} other requests took {:.1} ms",
+            size(bytes as u64),
+            if syncs == 1 { "sync took".to_owned() } else { format!("{syncs} syncs took") },
+            others.syncs.as_millis(),
+            others.answered,
+            others.slowest.as_secs_f64() * 1000.0,
+        );
+        return Ok(if held_up { Seen::broken(numbers) } else { Seen::kept(numbers) });
+    }
+    let others = seen.context("something was measured")?;
+    Ok(if others.slowest < NOISE {
+        Seen::kept(format!(
+            "the disk is too fast to keep anybody waiting: the slowest of {} requests took {:.1} ms",
+            others.answered,
+            others.slowest.as_secs_f64() * 1000.0
+        ))
+    } else {
+        Seen::unknown("syncs were over too soon to tell who waited for them")
+    })
+}
+
+/// Requests on every queue while syncs run behind so many dirty bytes.
+fn measure(line: &Line, file: &Document, bytes: usize, syncs: usize) -> Result<Others> {
+    let room = 4096..4096 + bytes;
+    let step = line.write_size();
+    for offset in room.step_by(step) {
+        line.raw.call(line.write_call(file, offset as u64, step)).context("WRITE")?;
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let probes =
+            scope.spawn(|| on_each_queue(line, |_, raw| probe(raw, file, || over.load(Ordering::Relaxed))));
+        sleep(Duration::from_millis(20));
+        let begun = Instant::now();
+        let asked =
+            (0..syncs).map(|_| line.raw.send(Call::syncfs(NodeId::ROOT))).collect::<Result<Vec<_>, _>>();
+        let answers =
+            asked.and_then(|asked| asked.into_iter().try_for_each(|sent| line.raw.wait(sent).map(drop)));
+        let ended = Instant::now();
+        over.store(true, Ordering::Relaxed);
+        let probes = probes.join().expect("checks do not panic");
+        answers.context("SYNCFS")?;
+        let times = probes.into_iter().collect::<Result<Vec<_>, RawError>>()?.concat();
+        let during = times.iter().filter(|(from, until)| *until >= begun && *from <= ended);
+        let slowest = during.clone().map(|(from, until)| *until - *from).max().unwrap_or_default();
+        Ok(Others { syncs: ended - begun, slowest, answered: during.count() })
+    })
+}
+
+/// Asks for attributes and for cached data again and again; when each request was sent and answered.
+fn probe(
+    raw: &RawConnection,
+    file: &Document,
+    over: impl Fn() -> bool,
+) -> Result<Vec<(Instant, Instant)>, RawError> {
+    /// So that the probing itself keeps no processor busy.
+    const PAUSE: Duration = Duration::from_micros(300);
+    let mut times = Vec::new();
+    while !over() {
+        let from = Instant::now();
+        raw.call(Call::getattr(NodeId::ROOT))?;
+        raw.read_bytes(file.node, file.handle, 0, 4096)?;
+        times.push((from, Instant::now()));
+        sleep(PAUSE);
+    }
+    Ok(times)
+}
+
+pub(crate) fn shared_syncs(ward: &mut Ward) -> Result<Seen> {
+    /// Counted until so many pairs were counted on a calm disk, or so many in all.
+    const CALM_PAIRS: usize = 5;
+    const MOST_PAIRS: usize = 30;
+    /// A sync of the host cleans a page once or twice.
+    const CALM: usize = 3;
+    let line = ward.syncing_line()?;
+    let (document, changed) = (line.new_file("shared")?, line.new_file("changed")?);
+    line.fill(&document, 4096)?;
+    line.raw.fsync(document.node, document.handle)?;
+    line.below(&document)?;
+    let path = line.on_host(&document.path)?;
+    let file = OpenOptions::new().write(true).open(&path);
+    let file = file.with_context(|| format!("cannot write {} on the host", path.display()))?;
+    let mut calm = Vec::new();
+    for _ in 0..MOST_PAIRS {
+        let (one, many) = (cleanings(line, &changed, &file, 1)?, cleanings(line, &changed, &file, CROWD)?);
+        // While others keep the disk busy the host cleans the page again and again by itself.
+        if (1..=CALM).contains(&one) && many > 0 {
+            calm.push((many, one));
+        }
+        if calm.len() == CALM_PAIRS {
+            break;
+        }
+    }
+    calm.sort_unstable();
+    let Some((many, one)) = calm.get(calm.len() / 2) else {
+        return Ok(Seen::unknown("the disk is too busy with others to count what one sync cleans"));
+    };
+    let seen =
+        format!("a page was cleaned {one} times during one SYNCFS, {many} times during {CROWD} at once");
+    Ok(match *many {
+        // Two rounds, each of which may clean it twice, and one of somebody else.
+        0..=5 => Seen::kept(seen).inferred(),
+        many if many >= CROWD / 2 => Seen::broken(seen).inferred(),
+        _ => Seen::unknown(format!("{seen}: too many to be shared, too few to be one for each")),
+    })
+}
+
+/// How often a page that is dirtied again and again becomes clean while so many syncs run.
+fn cleanings(line: &Line, changed: &Document, file: &File, syncs: usize) -> Result<usize> {
+    let over = &AtomicBool::new(false);
+    let (dirtied, wait) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        let dirtier = scope.spawn(move || -> Result<usize> {
+            let mut count = 0;
+            loop {
+                file.write_all_at(&[count as u8], 0)?;
+                _ = dirtied.send(());
+                while cachestat(file)?.dirty > 0 {
+                    if over.load(Ordering::Relaxed) {
+                        return Ok(count);
+                    }
+                    thread::yield_now();
+                }
+                count += 1;
+            }
+        });
+        _ = wait.recv();
+        let answers = change_and_sync(line, changed, syncs);
+        over.store(true, Ordering::Relaxed);
+        let count = dirtier.join().expect("checks do not panic");
+        answers.context("SYNCFS")?;
+        count
+    })
+}
+
+/// Each sync with a change before it, since a server may know that there is nothing to sync.
+fn change_and_sync(line: &Line, changed: &Document, syncs: usize) -> Result<(), RawError> {
+    let calls = (0..syncs).flat_map(|_| [line.write_call(changed, 0, 4096), Call::syncfs(NodeId::ROOT)]);
+    let sent = calls.map(|call| line.raw.send(call)).collect::<Result<Vec<_>, _>>()?;
+    sent.into_iter().try_for_each(|sent| line.raw.wait(sent).map(drop))
+}
