@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use ashore_passthrough::{CachePolicy, Durability, InodeFileHandles, Options, Passthrough, SyncScope};
+use ashore_passthrough::{
+    CachePolicy, Durability, InodeFileHandles, LockScope, Options, Passthrough, SyncScope,
+};
 use ashore_server::{Limits, Metrics, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
 use clap::{ArgAction, Args, ValueEnum};
@@ -101,6 +103,31 @@ pub(crate) struct ServeArguments {
     /// Honour O_NOATIME of the guest on the host
     #[arg(long)]
     preserve_noatime: bool,
+
+    /// Who sees locks that the guest takes by fcntl(2): itself alone (guest), or all guests and the host's processes
+    /// (host); or nobody may take any (refuse). Without a value: host
+    #[arg(
+        long,
+        value_enum,
+        value_name = "SCOPE",
+        default_value_t = LockScope::Guest,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "host"
+    )]
+    posix_lock: LockScope,
+
+    /// Who sees locks that the guest takes by flock(2); as --posix-lock
+    #[arg(
+        long,
+        value_enum,
+        value_name = "SCOPE",
+        default_value_t = LockScope::Guest,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "host"
+    )]
+    flock: LockScope,
 
     /// When changes become stable: at a sync (on-sync), before each answer (strict), or as virtiofsd does (relaxed)
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Durability::OnSync)]
@@ -238,6 +265,8 @@ impl ServeArguments {
             readdirplus: !self.no_readdirplus,
             killpriv_v2: self.killpriv_v2 && !self.no_killpriv_v2,
             preserve_noatime: self.preserve_noatime,
+            posix_lock: self.posix_lock,
+            flock: self.flock,
             durability: self.durability,
             sync_scope: self.sync_scope,
             flush_fsync: self.flush == Flush::Fsync,

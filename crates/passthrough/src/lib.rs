@@ -9,6 +9,7 @@
 //! | `places.rs` | the mounts a share is made of, also those made after it was opened |
 //! | `names.rs`, `attributes.rs`, `data.rs`, `directory.rs`, `xattr.rs` | the operations |
 //! | `handles.rs` | what a client has open |
+//! | `locks.rs` | locks that other clients and the host see |
 //! | `credentials.rs` | files belong to the caller who made them |
 //! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
 //! | `dirt.rs` | which inodes a client changed, where a sync is to cover no others |
@@ -43,6 +44,7 @@ mod handles;
 mod host;
 mod hostfs;
 mod inodes;
+mod locks;
 mod names;
 mod options;
 mod places;
@@ -58,9 +60,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ashore_server::{
-    Attributes, Caller, Created, Entry, FileSystem, Opened, Read, Result, SetAttributes, Write,
+    Attributes, Caller, Created, Entry, FileSystem, Lock, Opened, Read, Result, SetAttributes, Wait, Write,
 };
-use ashore_wire::abi::{CopyFileRangeIn, Kstatfs, Statx};
+use ashore_wire::abi::{CopyFileRangeIn, Kstatfs, LkIn, Statx};
 use ashore_wire::flags::{InitFlags, OpenRequestFlags};
 use ashore_wire::init::Agreement;
 use ashore_wire::seam::{Payload, ReplyBody};
@@ -70,7 +72,7 @@ use rustix::io::Errno as HostErrno;
 
 pub use backing::Backing;
 pub use hostfs::{HostCalls, HostFileSystems, HostReport};
-pub use options::{CachePolicy, Durability, InodeFileHandles, Options, StartError, SyncScope};
+pub use options::{CachePolicy, Durability, InodeFileHandles, LockScope, Options, StartError, SyncScope};
 
 use credentials::{AsCaller, Credentials};
 use handles::Handles;
@@ -84,6 +86,7 @@ pub struct Passthrough {
     root: Root,
     inodes: Inodes,
     handles: Handles,
+    locks: locks::Locks,
     places: Places,
     credentials: Credentials,
     /// Features agreed with the client, as [`InitFlags`].
@@ -155,6 +158,7 @@ impl Passthrough {
             root: Root { descriptor: Arc::new(share), place, number: identity.ino, kind: identity.kind },
             inodes: Inodes::new(options.descriptor_bound),
             handles: Handles::default(),
+            locks: locks::Locks::default(),
             credentials: Credentials::of_this_thread(),
             agreed: AtomicU64::new(0),
             relative_xattrs: xattr::has_relative_calls(places.descriptors()),
@@ -181,6 +185,11 @@ impl Passthrough {
     /// Files and directories the client has open.
     pub fn open_handles(&self) -> usize {
         self.handles.len()
+    }
+
+    /// Owners in the client that hold locks the host sees.
+    pub fn lock_owners(&self) -> usize {
+        self.locks.len()
     }
 
     /// Finds an inode, and opens it as a path if it is not open.
@@ -313,6 +322,7 @@ impl FileSystem for Passthrough {
     }
 
     fn destroy(&self) {
+        self.locks.clear();
         self.handles.clear();
         self.inodes.clear();
     }
@@ -425,11 +435,13 @@ impl FileSystem for Passthrough {
         attributes::statfs(self, node)
     }
 
-    fn release(&self, node: NodeId, handle: FileHandle, _: LockOwner) -> Result<()> {
+    fn release(&self, node: NodeId, handle: FileHandle, flock_owner: Option<LockOwner>) -> Result<()> {
+        flock_owner.inspect(|owner| self.locks.released(node, *owner));
         data::release(self, node, handle)
     }
 
-    fn flush(&self, node: NodeId, handle: FileHandle, _: LockOwner) -> Result<()> {
+    fn flush(&self, node: NodeId, handle: FileHandle, lock_owner: LockOwner) -> Result<()> {
+        self.locks.flushed(node, lock_owner);
         sync::flush(self, node, handle)
     }
 
@@ -505,6 +517,14 @@ impl FileSystem for Passthrough {
 
     fn access(&self, caller: &Caller<'_>, node: NodeId, mask: u32) -> Result<()> {
         attributes::access(self, caller, node, mask)
+    }
+
+    fn getlk(&self, _: &Caller<'_>, node: NodeId, lock: &LkIn) -> Result<Lock> {
+        locks::getlk(self, node, lock)
+    }
+
+    fn setlk(&self, _: &Caller<'_>, node: NodeId, lock: &LkIn, wait: Option<&Wait>) -> Result<()> {
+        locks::setlk(self, node, lock, wait)
     }
 
     fn fallocate(

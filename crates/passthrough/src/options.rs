@@ -41,6 +41,10 @@ pub struct Options {
     pub killpriv_v2: bool,
     /// Honour O_NOATIME of the client on the host.
     pub preserve_noatime: bool,
+    /// Who sees locks of fcntl(2).
+    pub posix_lock: LockScope,
+    /// Who sees locks of flock(2).
+    pub flock: LockScope,
     /// When changes become stable.
     pub durability: Durability,
     /// What a sync covers on a host file system.
@@ -71,6 +75,8 @@ impl Options {
             readdirplus: true,
             killpriv_v2: false,
             preserve_noatime: false,
+            posix_lock: LockScope::Guest,
+            flock: LockScope::Guest,
             durability: Durability::OnSync,
             sync_scope: SyncScope::Filesystem,
             flush_fsync: false,
@@ -95,6 +101,8 @@ impl Options {
         features.set(InitFlags::WRITEBACK_CACHE, self.writeback_granted());
         features.set(InitFlags::HANDLE_KILLPRIV_V2, self.killpriv_v2);
         features.set(InitFlags::DIRECT_IO_ALLOW_MMAP, self.allow_mmap);
+        features.set(InitFlags::POSIX_LOCKS, self.posix_lock != LockScope::Guest);
+        features.set(InitFlags::FLOCK_LOCKS, self.flock != LockScope::Guest);
         features
     }
 
@@ -161,6 +169,19 @@ pub enum InodeFileHandles {
     Prefer,
     /// By file handle; what has none cannot be looked up.
     Mandatory,
+}
+
+/// Who sees the locks that a client's processes take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum LockScope {
+    /// The client alone: it keeps them to itself and does not ask. What two clients lock, both have.
+    #[default]
+    Guest,
+    /// Everybody: processes of the host, and all other clients of this kind.
+    Host,
+    /// Nobody: to lock fails with ENOSYS, rather than succeed and lock out no other client.
+    Refuse,
 }
 
 /// When changes become stable.

@@ -1,5 +1,6 @@
 //! The system calls that have no safe wrapper: file handles, directory entries into a buffer of ours, extended
-//! attributes relative to a directory, and the beginning of write-back. All `unsafe` of this crate is here.
+//! attributes relative to a directory, the beginning of write-back, and locks of open file descriptions. All `unsafe`
+//! of this crate is here.
 
 #![allow(unsafe_code)]
 
@@ -191,4 +192,85 @@ fn check(outcome: libc::c_long) -> Result<libc::c_long> {
     }
     let error = std::io::Error::last_os_error();
     Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// A range of a file, both ends included, with `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RangeLock {
+    pub(crate) start: u64,
+    /// `i64::MAX`: to the end of the file, however far that is.
+    pub(crate) end: u64,
+    pub(crate) kind: u32,
+}
+
+impl RangeLock {
+    fn to_host(self) -> libc::flock {
+        // A length of 0 is how the host says "to the end of the file"; `end` is at most `i64::MAX`.
+        let length = if self.end == i64::MAX as u64 { 0 } else { self.end - self.start + 1 };
+        libc::flock {
+            l_type: self.kind as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: self.start as libc::off_t,
+            l_len: length as libc::off_t,
+            l_pid: 0,
+        }
+    }
+}
+
+/// Locks or unlocks a range for the open file description behind `file`. With `wait` it blocks, until a signal comes.
+pub(crate) fn lock_range(file: BorrowedFd<'_>, lock: RangeLock, wait: bool) -> Result<()> {
+    let command = if wait { libc::F_OFD_SETLKW } else { libc::F_OFD_SETLK };
+    let wanted = lock.to_host();
+    // SAFETY: there is no safe wrapper for locks of open file descriptions. The descriptor is borrowed and so open, and
+    // the kernel reads one `flock` that lives until the call returns.
+    let outcome = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const wanted) };
+    check(outcome.into()).map(|_| ())
+}
+
+/// The first lock of somebody else that stands in the way of `lock`.
+pub(crate) fn range_lock_in_the_way(file: BorrowedFd<'_>, lock: RangeLock) -> Result<Option<RangeLock>> {
+    let mut found = lock.to_host();
+    // SAFETY: as above; the kernel writes to the same `flock`, which is borrowed for it alone.
+    let outcome = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut found) };
+    check(outcome.into())?;
+    if i32::from(found.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    let start = found.l_start as u64;
+    let end = if found.l_len == 0 { i64::MAX as u64 } else { start + found.l_len as u64 - 1 };
+    Ok(Some(RangeLock { start, end, kind: found.l_type as u32 }))
+}
+
+/// Makes a system call return EINTR that one thread is blocked in.
+///
+/// By SIGURG, which processes ignore unless they care: one that comes too late does nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct ThreadSignal {
+    process: libc::pid_t,
+    thread: libc::pid_t,
+}
+
+impl ThreadSignal {
+    /// For the thread that calls this.
+    pub(crate) fn for_this_thread() -> ThreadSignal {
+        static HANDLER: std::sync::Once = std::sync::Once::new();
+        extern "C" fn just_return(_: libc::c_int) {}
+        HANDLER.call_once(|| {
+            // SAFETY: `sigaction` is plain data, for which zeros are valid: no flags, so blocked calls are not begun
+            // anew, and an empty mask. The handler touches nothing, so it may run at any point of any thread.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = just_return as extern "C" fn(libc::c_int) as libc::sighandler_t;
+                libc::sigaction(libc::SIGURG, &raw const action, std::ptr::null_mut());
+            }
+        });
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        ThreadSignal { process: rustix::process::getpid().as_raw_nonzero().get(), thread }
+    }
+
+    /// To be called while the thread lives: the number of one that has ended may be another's.
+    pub(crate) fn send(self) {
+        // SAFETY: the call takes three numbers. The signal has a handler, see above, which does nothing.
+        unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, libc::SIGURG) };
+    }
 }

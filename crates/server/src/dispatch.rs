@@ -3,11 +3,13 @@
 use ashore_wire::abi::{
     AttrOut, CopyFileRangeIn, IoctlIn, IoctlOut, LkOut, OpenOut, OutHeader, StatfsOut, StatxOut,
 };
+use ashore_wire::flags::ReleaseFlags;
 use ashore_wire::reply::error_header;
 use ashore_wire::seam::{Payload, ReplyBody};
-use ashore_wire::{Errno, LockOwner, NodeId, Operation, Reply, Request, RequestId};
+use ashore_wire::{Errno, NodeId, Operation, Reply, Request, RequestId};
 
 use crate::filesystem::{Attributes, Created, Entry, FileSystem, Opened, Read, Result, SetAttributes, Write};
+use crate::wait::Wait;
 use crate::worker::Scratch;
 
 /// Bytes of the largest extended attribute (`XATTR_SIZE_MAX` of Linux) and list of names.
@@ -23,15 +25,28 @@ pub(crate) enum Outcome {
     NoAnswer,
     /// It would have had to wait for the disk, and was not allowed to. Nothing has been done.
     WouldWait,
+    /// It would have had to wait for a lock, and was not allowed to. Nothing has been done.
+    WouldWaitForLock,
 }
 
-/// Does what a request asks for; a READ waits for the disk only if it may.
+/// What a request may wait for on this thread.
+#[derive(Clone, Copy)]
+pub(crate) enum Leave<'a> {
+    /// Nothing: a queue stands behind it.
+    None,
+    /// The disk.
+    Disk,
+    /// A lock, until it is told to give up.
+    Lock(&'a Wait),
+}
+
+/// Does what a request asks for; what takes long only if it may.
 pub(crate) fn perform<B: Payload + ReplyBody>(
     fs: &impl FileSystem,
     request: &Request<'_>,
     bulk: &mut B,
     scratch: &mut Scratch,
-    may_wait: bool,
+    leave: Leave<'_>,
 ) -> Outcome {
     let (node, caller) = (request.node, &request.caller);
     let answer = Answer { id: request.id, fs };
@@ -44,8 +59,7 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
             nodes.iter().for_each(|one| fs.forget(NodeId(one.nodeid), one.nlookup));
             return Outcome::NoAnswer;
         }
-        // Nothing is interrupted: what takes long is on threads of its own. No answer is allowed by the protocol.
-        Operation::Interrupt { .. } | Operation::NotifyReply { .. } => return Outcome::NoAnswer,
+        Operation::NotifyReply { .. } => return Outcome::NoAnswer,
 
         Operation::Lookup { name } => answer.entry(bulk, fs.lookup(caller, node, name)),
         Operation::Getattr { handle } => answer.attributes(bulk, fs.getattr(caller, node, handle)),
@@ -91,6 +105,7 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
         }
         Operation::Read { handle, offset, size, .. } => {
             let size = (size as usize).min(bulk.room().unwrap_or(0));
+            let may_wait = !matches!(leave, Leave::None);
             let read = Read { handle, offset, size, may_wait };
             match fs.read(node, &read, bulk) {
                 Err(Errno::EAGAIN) if !may_wait => return Outcome::WouldWait,
@@ -106,8 +121,9 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
             let found = fs.statfs(node).map(|st| StatfsOut { st });
             answer.send(bulk, found.as_ref().map(Reply::Statfs))
         }
-        Operation::Release { handle, lock_owner, .. } => {
-            answer.empty(bulk, fs.release(node, handle, lock_owner))
+        Operation::Release { handle, release_flags, lock_owner, .. } => {
+            let flock_owner = release_flags.contains(ReleaseFlags::FLOCK_UNLOCK).then_some(lock_owner);
+            answer.empty(bulk, fs.release(node, handle, flock_owner))
         }
         Operation::Flush { handle, lock_owner } => answer.empty(bulk, fs.flush(node, handle, lock_owner)),
         Operation::Fsync { handle, data_only } => answer.empty(bulk, fs.fsync(node, handle, data_only)),
@@ -142,7 +158,13 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
             let found = fs.getlk(caller, node, lock).map(|lk| LkOut { lk });
             answer.send(bulk, found.as_ref().map(Reply::Lock))
         }
-        Operation::Setlk { lock, wait } => answer.empty(bulk, fs.setlk(caller, node, lock, wait)),
+        Operation::Setlk { lock, wait } => {
+            let may_wait = if let Leave::Lock(wait) = leave { Some(wait) } else { None };
+            match fs.setlk(caller, node, lock, may_wait) {
+                Err(Errno::EAGAIN) if wait && may_wait.is_none() => return Outcome::WouldWaitForLock,
+                done => answer.empty(bulk, done),
+            }
+        }
         Operation::Fallocate { handle, offset, length, mode } => {
             answer.empty(bulk, fs.fallocate(caller, node, handle, offset, length, mode))
         }
@@ -161,7 +183,10 @@ pub(crate) fn perform<B: Payload + ReplyBody>(
         | Operation::Poll { .. }
         | Operation::Setupmapping { .. }
         | Operation::Removemapping { .. } => error_header(request.id, Errno::ENOSYS),
-        Operation::Init { .. } | Operation::Destroy | Operation::Syncfs { .. } => {
+        Operation::Init { .. }
+        | Operation::Destroy
+        | Operation::Syncfs { .. }
+        | Operation::Interrupt { .. } => {
             unreachable!("the session deals with these itself")
         }
     })
@@ -252,7 +277,7 @@ impl<F: FileSystem> Answer<'_, F> {
         };
         let reply = (entry.to_wire(), open_out(&opened));
         self.encode(body, Reply::Created(&reply.0, &reply.1)).unwrap_or_else(|header| {
-            let _ = self.fs.release(NodeId(entry.node), opened.handle, LockOwner(0));
+            let _ = self.fs.release(NodeId(entry.node), opened.handle, None);
             self.take_back(&entry);
             header
         })
@@ -264,7 +289,7 @@ impl<F: FileSystem> Answer<'_, F> {
             Err(errno) => return error_header(self.id, errno),
         };
         self.encode(body, Reply::Open(&open_out(&opened))).unwrap_or_else(|header| {
-            let _ = self.fs.release(node, opened.handle, LockOwner(0));
+            let _ = self.fs.release(node, opened.handle, None);
             header
         })
     }

@@ -10,6 +10,8 @@ use ashore_wire::{DirentBuffer, Errno, FileHandle, LockOwner, Name, NodeId};
 
 pub use ashore_wire::request::Caller;
 
+use crate::wait::Wait;
+
 /// What a file system's methods return: a value, or the error number the client is told.
 pub type Result<T, E = Errno> = std::result::Result<T, E>;
 
@@ -325,12 +327,14 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Errno::ENOSYS)
     }
 
-    /// The last reference to an open file is gone. The client does not wait for this, nor hear of an error.
-    fn release(&self, node: NodeId, handle: FileHandle, lock_owner: LockOwner) -> Result<()> {
+    /// The last reference to an open file is gone. The client does not wait for this, nor hear of an error. Locks of
+    /// flock(2) that `flock_owner` has on it are dropped; others do not belong to the handle.
+    fn release(&self, node: NodeId, handle: FileHandle, flock_owner: Option<LockOwner>) -> Result<()> {
         Ok(())
     }
 
-    /// A descriptor of an open file was closed: the last chance to tell that process of an error.
+    /// A descriptor of an open file was closed: the last chance to tell that process of an error. POSIX locks that
+    /// `lock_owner` has on the node are dropped, whatever else is said.
     fn flush(&self, node: NodeId, handle: FileHandle, lock_owner: LockOwner) -> Result<()> {
         Ok(())
     }
@@ -425,13 +429,24 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Errno::ENOSYS)
     }
 
-    /// Finds a lock that stands in the way of `lock`.
+    /// Finds a lock that stands in the way of `lock`; of kind `F_UNLCK` if there is none. Its `pid` is one of the
+    /// client's processes, or 0.
+    ///
+    /// Asked only if POSIX_LOCKS was agreed, and of `setlk` also FLOCK_LOCKS. Otherwise a client keeps locks to itself,
+    /// and no other client nor a process of the host sees them. One that asks all the same is told ENOSYS: success
+    /// that locks nothing would be worse than none.
     fn getlk(&self, caller: &Caller<'_>, node: NodeId, lock: &LkIn) -> Result<Lock> {
         Err(Errno::ENOSYS)
     }
 
-    /// Takes or drops a lock; with `wait` it may take as long as another holds it.
-    fn setlk(&self, caller: &Caller<'_>, node: NodeId, lock: &LkIn, wait: bool) -> Result<()> {
+    /// Takes, changes or drops a lock, of flock(2) if [`LK_FLOCK`](ashore_wire::flags::LK_FLOCK) says so.
+    ///
+    /// If another stands in the way: EAGAIN at once without `wait`. With it, waits until the other is gone, or `wait`
+    /// is told to give up; it then comes on a thread that serves no queue, after a try without.
+    ///
+    /// Locks belong to `lock.owner`, on this node, and stay until it drops them, [`FileSystem::flush`] and
+    /// [`FileSystem::release`] name it, or the client goes ([`FileSystem::destroy`]).
+    fn setlk(&self, caller: &Caller<'_>, node: NodeId, lock: &LkIn, wait: Option<&Wait>) -> Result<()> {
         Err(Errno::ENOSYS)
     }
 

@@ -21,6 +21,7 @@ mod observe;
 mod offload;
 mod session;
 mod sync;
+mod wait;
 mod worker;
 
 pub use filesystem::{
@@ -28,4 +29,5 @@ pub use filesystem::{
 };
 pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts, TIME_BUCKETS};
 pub use session::{Limits, Session};
+pub use wait::Wait;
 pub use worker::Worker;

@@ -7,25 +7,18 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::wait::LOCK_WAITS_MAX;
+
 /// How long a thread with nothing to do stays around.
 const IDLE_THREAD_SECONDS: u64 = 10;
 /// Syncs of one session under way at once, at most; those of one superblock share rounds and count as one.
 const MAX_SYNC_THREADS: usize = 32;
 /// Other requests of one session that wait for the disk at once, at most.
 const MAX_DISK_THREADS: usize = 32;
-/// Requests of one session that wait for a lock at once, at most.
-const MAX_LOCK_THREADS: usize = 64;
+/// Requests of one session that wait for a lock at once: none of them queues behind another.
+const MAX_LOCK_THREADS: usize = LOCK_WAITS_MAX;
 
 type Job = Box<dyn FnOnce() + Send>;
-
-/// What a request may have to wait for.
-#[derive(Clone, Copy)]
-pub(crate) enum Pool {
-    /// The disk.
-    Disk,
-    /// A lock that another process holds.
-    Locks,
-}
 
 /// The pools of one session.
 ///
@@ -34,8 +27,10 @@ pub(crate) enum Pool {
 pub(crate) struct Pools {
     /// For what waits for earlier changes: SYNCFS, FSYNC, FSYNCDIR, DESTROY.
     pub(crate) syncs: Offload,
-    disk: Offload,
-    locks: Offload,
+    /// For what waits for the disk.
+    pub(crate) disk: Offload,
+    /// For what waits for a lock that another process holds.
+    pub(crate) locks: Offload,
 }
 
 impl Default for Pools {
@@ -44,15 +39,6 @@ impl Default for Pools {
             syncs: Offload::new("ashore-sync", MAX_SYNC_THREADS),
             disk: Offload::new("ashore-disk", MAX_DISK_THREADS),
             locks: Offload::new("ashore-locks", MAX_LOCK_THREADS),
-        }
-    }
-}
-
-impl Pools {
-    pub(crate) fn of(&self, pool: Pool) -> &Offload {
-        match pool {
-            Pool::Disk => &self.disk,
-            Pool::Locks => &self.locks,
         }
     }
 }

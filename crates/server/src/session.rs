@@ -12,11 +12,12 @@ use ashore_wire::reply::error_header;
 use ashore_wire::seam::{Exchange, Payload, ReplyBody};
 use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Request, RequestId};
 
-use crate::dispatch;
+use crate::dispatch::{self, Leave};
 use crate::early::EarlySyncs;
 use crate::filesystem::{FileSystem, Result};
-use crate::offload::{Pool, Pools};
+use crate::offload::Pools;
 use crate::sync::{Earlier, Syncs, Waiting};
+use crate::wait::{LOCK_WAITS_MAX, Wait, Waits};
 use crate::worker::Scratch;
 
 /// How long to wait for queues to come past their marks before looking whether they have been stopped.
@@ -71,6 +72,7 @@ pub struct Session<F> {
     /// Those of them that threads of a pool carry on.
     carried: Barrier,
     pools: Pools,
+    waits: Waits,
     syncs: Syncs,
     early_syncs: EarlySyncs,
 }
@@ -85,6 +87,7 @@ impl<F: FileSystem> Session<F> {
             changes: Barrier::new(),
             carried: Barrier::new(),
             pools: Pools::default(),
+            waits: Waits::default(),
             syncs: Syncs::default(),
             early_syncs: EarlySyncs::new(limits.early_sync_grace),
         })
@@ -100,6 +103,7 @@ impl<F: FileSystem> Session<F> {
     ///
     /// To be called when no request is under way any more.
     pub fn end(&self) -> Result<()> {
+        self.waits.give_up_all();
         let synced = self.filesystem.last_call();
         if self.state.take_leave() {
             self.filesystem.destroy();
@@ -119,19 +123,26 @@ impl<F: FileSystem> Session<F> {
             // The ticket, if there is one, is dropped when the answer is on its way: the change is settled.
             (Step::Answer(header), _ticket) => exchange.finish(header),
             (Step::NoAnswer, _ticket) => exchange.finish_without_reply(),
-            (Step::CarryOn(pool), ticket) => {
+            (Step::CarryOn, ticket) => {
                 let session = Arc::clone(self);
                 let tickets = ticket.map(|ticket| (ticket, self.carried.enter()));
-                self.pools.of(pool).submit(move || {
-                    session.carry_on(exchange);
+                self.pools.disk.submit(move || {
+                    session.carry_on(exchange, Leave::Disk);
                     drop(tickets);
                 });
             }
+            (Step::AwaitLock(id), _) => match self.waits.begin(id) {
+                Some(wait) => self.await_lock(exchange, wait),
+                None => {
+                    tracing::warn!("{LOCK_WAITS_MAX} requests wait for locks; one more was refused (ENOLCK)");
+                    exchange.finish(error_header(id, Errno::ENOLCK));
+                }
+            },
             (Step::AwaitEarlier, _) => {
                 let (session, earlier) = (Arc::clone(self), self.earlier(&exchange));
                 self.pools.syncs.submit(move || {
                     session.settle([&earlier]);
-                    session.carry_on(exchange);
+                    session.carry_on(exchange, Leave::Disk);
                 });
             }
             (Step::Sync { id, node, complete }, _) => self.sync(exchange, id, node, complete),
@@ -167,28 +178,48 @@ impl<F: FileSystem> Session<F> {
         let step = match &request.operation {
             &Operation::Syncfs { complete } => Step::Sync { id, node: request.node, complete },
             Operation::Fsync { .. } | Operation::Fsyncdir { .. } | Operation::Destroy => Step::AwaitEarlier,
-            Operation::Fallocate { .. } | Operation::CopyFileRange { .. } => Step::CarryOn(Pool::Disk),
-            Operation::Setlk { wait: true, .. } => Step::CarryOn(Pool::Locks),
-            _ => Step::from(dispatch::perform(&self.filesystem, &request, bulk, scratch, false)),
+            Operation::Fallocate { .. } | Operation::CopyFileRange { .. } => Step::CarryOn,
+            // Nothing but a wait for a lock is interrupted: the rest that takes long holds up nobody.
+            Operation::Interrupt { target } => {
+                self.waits.interrupt(*target);
+                Step::NoAnswer
+            }
+            _ => Step::after(id, dispatch::perform(&self.filesystem, &request, bulk, scratch, Leave::None)),
         };
         (step, ticket)
     }
 
     /// Does what may block, on a thread of a pool. The head is a private copy: parsed once more it says the same.
-    fn carry_on<E: Exchange>(&self, mut exchange: E) {
+    fn carry_on<E: Exchange>(&self, mut exchange: E, leave: Leave<'_>) {
         let (head, bulk) = exchange.parts();
         let scratch = &mut Scratch::default();
         let step = match Request::parse(head, bulk.len(), self.state.dialect().unwrap_or_default()) {
             Ok(Request { id, operation: Operation::Destroy, .. }) => {
                 Step::Answer(empty_header(id, self.take_leave()))
             }
-            Ok(request) => Step::from(dispatch::perform(&self.filesystem, &request, bulk, scratch, true)),
+            Ok(request) => {
+                Step::after(request.id, dispatch::perform(&self.filesystem, &request, bulk, scratch, leave))
+            }
             Err(error) => refuse(head, &error),
         };
         match step {
             Step::Answer(header) => exchange.finish(header),
             _ => exchange.finish_without_reply(),
         }
+    }
+
+    /// SETLKW of a lock that another holds: waits on a thread of its own, until it has it or is told to give up.
+    fn await_lock<E: Exchange>(self: &Arc<Self>, exchange: E, wait: Arc<Wait>) {
+        let session = Arc::clone(self);
+        self.pools.locks.submit(move || {
+            session.carry_on(exchange, Leave::Lock(&wait));
+            session.waits.end(&wait);
+        });
+    }
+
+    /// A queue was stopped. Its requests are to be finished, also those that would wait for ever.
+    pub(crate) fn queue_ended(&self) {
+        self.waits.give_up_all();
     }
 
     /// SYNCFS: joins the next round of its superblock.
@@ -257,6 +288,7 @@ impl<F: FileSystem> Session<F> {
         // A guest that was reset says INIT again without having said DESTROY.
         if self.state.take_leave() {
             tracing::info!("the client begins anew; what the one before it changed is synced first");
+            self.waits.give_up_all();
             if let Err(errno) = self.filesystem.last_call() {
                 tracing::error!("the sync for the client that left failed: {errno}");
             }
@@ -289,8 +321,10 @@ impl<F: FileSystem> Session<F> {
 enum Step {
     Answer(OutHeader),
     NoAnswer,
-    /// It may block, and goes on on a thread of this pool.
-    CarryOn(Pool),
+    /// It may wait for the disk, and goes on on a thread of the pool for that.
+    CarryOn,
+    /// It waits for a lock that another holds.
+    AwaitLock(RequestId),
     /// It makes earlier changes stable, and has to wait for them to settle first.
     AwaitEarlier,
     /// It shares a round with other syncs of this superblock.
@@ -301,12 +335,13 @@ enum Step {
     },
 }
 
-impl From<dispatch::Outcome> for Step {
-    fn from(outcome: dispatch::Outcome) -> Step {
+impl Step {
+    fn after(id: RequestId, outcome: dispatch::Outcome) -> Step {
         match outcome {
             dispatch::Outcome::Answer(header) => Step::Answer(header),
             dispatch::Outcome::NoAnswer => Step::NoAnswer,
-            dispatch::Outcome::WouldWait => Step::CarryOn(Pool::Disk),
+            dispatch::Outcome::WouldWait => Step::CarryOn,
+            dispatch::Outcome::WouldWaitForLock => Step::AwaitLock(id),
         }
     }
 }

@@ -40,5 +40,6 @@ impl<F: FileSystem> Worker<F> {
                 self.scratch = Scratch::default();
             }
         }
+        self.session.queue_ended();
     }
 }

@@ -306,7 +306,7 @@ impl FileSystem for MemoryFs {
         Ok(Kstatfs { bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() })
     }
 
-    fn release(&self, _: NodeId, handle: FileHandle, _: LockOwner) -> Result<()> {
+    fn release(&self, _: NodeId, handle: FileHandle, _: Option<LockOwner>) -> Result<()> {
         let mut state = self.state.lock();
         state.handles.remove(&handle.0).ok_or(Errno::EBADF)?;
         state.drop_unused();
@@ -375,7 +375,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn releasedir(&self, node: NodeId, handle: FileHandle) -> Result<()> {
-        self.release(node, handle, LockOwner(0))
+        self.release(node, handle, None)
     }
 }
 

@@ -74,8 +74,12 @@ errnos! {
     EMLINK = 31,
     /// Result too large for the buffer given.
     ERANGE = 34,
+    /// A deadlock would come of it.
+    EDEADLK = 35,
     /// Name too long.
     ENAMETOOLONG = 36,
+    /// No more locks.
+    ENOLCK = 37,
     /// The operation is not implemented.
     ENOSYS = 38,
     /// Directory not empty.

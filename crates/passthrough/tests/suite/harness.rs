@@ -17,7 +17,7 @@ use ashore_wire::abi::SetattrIn;
 use ashore_wire::flags::{InitFlags, OpenRequestFlags, SetattrValid, WriteFlags};
 use ashore_wire::init::Agreement;
 use ashore_wire::seam::{NoRoom, Payload, ReplyBody, TransferMode};
-use ashore_wire::{FileHandle, LockOwner, Name, NodeId};
+use ashore_wire::{FileHandle, Name, NodeId};
 use rustix::io::ReadWriteFlags;
 use tempfile::TempDir;
 
@@ -147,7 +147,7 @@ impl Share {
     }
 
     pub(crate) fn release(&self, node: NodeId, handle: FileHandle) {
-        self.fs.release(node, handle, LockOwner(0)).unwrap();
+        self.fs.release(node, handle, None).unwrap();
     }
 
     pub(crate) fn getattr(&self, node: NodeId) -> Result<Attributes> {

@@ -8,6 +8,7 @@ mod disk;
 mod escapes;
 mod harness;
 mod identity;
+mod locks;
 mod mounts;
 mod operations;
 mod reading;

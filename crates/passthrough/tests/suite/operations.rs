@@ -477,7 +477,7 @@ fn what_was_never_given_out_is_refused_everywhere() {
             share.fs.fsync(file, handle, false),
             share.fs.fsyncdir(file, handle, false),
             share.fs.flush(file, handle, LockOwner(0)),
-            share.fs.release(file, handle, LockOwner(0)),
+            share.fs.release(file, handle, None),
             share.fs.releasedir(file, handle),
             share.fs.fallocate(&caller(), file, handle, 0, 1, 0),
             share.fs.lseek(file, handle, 0, 0).map(drop),

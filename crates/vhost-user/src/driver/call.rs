@@ -3,7 +3,7 @@
 use ashore_wire::abi::*;
 use ashore_wire::encode::RequestHead;
 use ashore_wire::flags::InitFlags;
-use ashore_wire::{FileHandle, NodeId, Opcode};
+use ashore_wire::{FileHandle, LockOwner, NodeId, Opcode, RequestId};
 
 /// Pages of a link that follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,6 +175,24 @@ impl Call {
     pub fn releasedir(node: NodeId, handle: FileHandle) -> Call {
         let release = ReleaseIn { fh: handle.0, ..Default::default() };
         Call::new(Call::about(Opcode::Releasedir, node).with(&release), 0)
+    }
+
+    /// SETLK or, to wait for it, SETLKW.
+    pub fn setlk(node: NodeId, lock: &LkIn, wait: bool) -> Call {
+        let opcode = if wait { Opcode::Setlkw } else { Opcode::Setlk };
+        Call::new(Call::about(opcode, node).with(lock), 0)
+    }
+
+    /// FLUSH, which drops the POSIX locks of this owner.
+    pub fn flush(node: NodeId, handle: FileHandle, owner: LockOwner) -> Call {
+        let flush = FlushIn { fh: handle.0, lock_owner: owner.0, ..Default::default() };
+        Call::new(Call::about(Opcode::Flush, node).with(&flush), 0)
+    }
+
+    /// INTERRUPT of another request. It has no answer.
+    pub fn interrupt(target: RequestId) -> Call {
+        let interrupt = Call::about(Opcode::Interrupt, NodeId(0)).with(&InterruptIn { unique: target.0 });
+        Call { urgent: true, ..Call::new(interrupt, 0) }
     }
 
     /// BATCH_FORGET of up to [`Call::FORGET_MAX`] nodes. It has no answer.

@@ -88,6 +88,13 @@ pub struct Sent {
     slow: bool,
 }
 
+impl Sent {
+    /// Its id, for an INTERRUPT.
+    pub fn id(&self) -> RequestId {
+        RequestId(self.id)
+    }
+}
+
 /// A connection to a server; see the module.
 pub struct RawConnection {
     link: Arc<dyn Link>,
@@ -130,8 +137,10 @@ impl RawConnection {
     /// Sends a request.
     pub fn send(&self, call: Call) -> Result<Sent, RawError> {
         let id = self.inbox.begin()?;
-        let slow =
-            matches!(call.head.opcode(), Opcode::Syncfs | Opcode::Fsync | Opcode::Fsyncdir | Opcode::Destroy);
+        let slow = matches!(
+            call.head.opcode(),
+            Opcode::Setlkw | Opcode::Syncfs | Opcode::Fsync | Opcode::Fsyncdir | Opcode::Destroy
+        );
         let sent = Sent { id, has_target: call.target.is_some(), slow };
         if self.link.submit(message(id, self.sender, call)).is_err() {
             self.inbox.end();
@@ -141,7 +150,7 @@ impl RawConnection {
         Ok(sent)
     }
 
-    /// Sends a request that has no answer: FORGET and its like.
+    /// Sends a request that has no answer: FORGET, INTERRUPT and their like.
     pub fn tell(&self, call: Call) -> Result<(), RawError> {
         self.link.submit(message(0, self.sender, call)).map_err(|_| RawError::Closed)
     }
