@@ -26,6 +26,8 @@ use crate::shell::patience::Patience;
 
 /// Permissions of a file that is made without any being named.
 const DEFAULT_FILE_MODE: u32 = 0o644;
+/// How often a path is walked anew, at most, because what it led to has been replaced meanwhile.
+const STALE_TRIES: usize = 8;
 /// Bytes of an extended attribute's value, or of the list of their names, at most (as on Linux).
 const XATTR_MAX: usize = 64 << 10;
 
@@ -131,22 +133,51 @@ impl Client {
 
     /// Opens a file.
     pub fn open_with(&self, path: impl AsRef<Path>, options: &OpenOptions) -> io::Result<File> {
-        let mut flags = options.flags()?;
-        let path = path.as_ref();
+        let (path, flags) = (path.as_ref(), options.flags()?);
+        Ok(self.with_fresh_names(path, || self.open_path(path, flags, options))?)
+    }
+
+    fn open_path(&self, path: &Path, mut flags: u32, options: &OpenOptions) -> Result<File, Errno> {
+        let resolved = self.mount().resolve(path, true);
         if !(options.create || options.create_new) {
-            let inode = self.mount().resolve(path, true)?;
-            return Ok(self.open_inode(&inode, flags, options)?);
+            return self.open_inode(&resolved?, flags, options);
         }
-        match self.mount().resolve(path, true) {
-            Ok(_) if options.create_new => return Err(Errno::EEXIST.into()),
-            Ok(inode) => return Ok(self.open_inode(&inode, flags, options)?),
+        match resolved {
+            Ok(_) if options.create_new => return Err(Errno::EEXIST),
+            Ok(inode) => return self.open_inode(&inode, flags, options),
             Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
         flags |= open_flags::CREATE | if options.create_new { open_flags::EXCLUSIVE } else { 0 };
-        let (parent, name) = self.mount().resolve_parent(path)?;
+        let (parent, name) = match options.create_new {
+            true => self.mount().resolve_parent(path)?,
+            false => self.mount().resolve_new(path)?,
+        };
         let opened = self.mount().create(&parent, &name, flags, options.mode.unwrap_or(DEFAULT_FILE_MODE))?;
         Ok(File::new(Arc::clone(&self.session), opened, options.clone()))
+    }
+
+    /// Does something with what a path leads to.
+    fn at<T>(
+        &self,
+        path: impl AsRef<Path>,
+        follow: bool,
+        work: impl Fn(&Arc<Inode>) -> Result<T, Errno>,
+    ) -> io::Result<T> {
+        let path = path.as_ref();
+        Ok(self.with_fresh_names(path, || work(&self.mount().resolve(path, follow)?))?)
+    }
+
+    /// A name may be remembered for a while, and lead to what somebody else has removed or replaced since. The server
+    /// then says ESTALE, and the names are asked for again, as Linux does.
+    fn with_fresh_names<T>(&self, path: &Path, work: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        for _ in 0..STALE_TRIES {
+            match work() {
+                Err(Errno::ESTALE) => self.mount().forget_path(path),
+                result => return result,
+            }
+        }
+        work()
     }
 
     fn open_inode(&self, inode: &Arc<Inode>, flags: u32, options: &OpenOptions) -> Result<File, Errno> {
@@ -183,19 +214,17 @@ impl Client {
 
     /// Attributes of what a path leads to.
     pub fn metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
-        let inode = self.mount().resolve(path.as_ref(), true)?;
-        Ok(Metadata(self.mount().fresh_attributes(&inode, None)?))
+        self.at(path, true, |inode| Ok(Metadata(self.mount().fresh_attributes(inode, None)?)))
     }
 
     /// Attributes of what a path leads to, of the link if it is one.
     pub fn symlink_metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
-        let inode = self.mount().resolve(path.as_ref(), false)?;
-        Ok(Metadata(self.mount().fresh_attributes(&inode, None)?))
+        self.at(path, false, |inode| Ok(Metadata(self.mount().fresh_attributes(inode, None)?)))
     }
 
     /// The names in a directory, without `.` and `..`.
     pub fn read_dir(&self, path: impl AsRef<Path>) -> io::Result<Vec<DirectoryEntry>> {
-        let opened = self.open_directory(path.as_ref())?;
+        let opened = self.open_directory(path)?;
         let names = self.mount().list(&opened.handle)?.into_iter();
         let entry = |listed: crate::shell::names::Listed| DirectoryEntry {
             name: listed.name,
@@ -207,16 +236,15 @@ impl Client {
 
     /// Makes the names in a directory stable.
     pub fn sync_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
-        let opened = self.open_directory(path.as_ref())?;
+        let opened = self.open_directory(path)?;
         Ok(self.mount().fsync(&opened.inode, &opened.handle, false)?)
     }
 
-    fn open_directory(&self, path: &Path) -> Result<OpenedFile, Errno> {
-        let inode = self.mount().resolve(path, true)?;
-        if !inode.is_directory() {
-            return Err(Errno::ENOTDIR);
-        }
-        self.mount().open(&inode, open_flags::DIRECTORY)
+    fn open_directory(&self, path: impl AsRef<Path>) -> io::Result<OpenedFile> {
+        self.at(path, true, |inode| match inode.is_directory() {
+            true => self.mount().open(inode, open_flags::DIRECTORY),
+            false => Err(Errno::ENOTDIR),
+        })
     }
 
     /// Makes a directory.
@@ -247,8 +275,7 @@ impl Client {
 
     /// Gives a file another name.
     pub fn hard_link(&self, existing: impl AsRef<Path>, new: impl AsRef<Path>) -> io::Result<()> {
-        let inode = self.mount().resolve(existing.as_ref(), false)?;
-        Ok(self.mount().make_link(&inode, new.as_ref())?)
+        self.at(existing, false, |inode| self.mount().make_link(inode, new.as_ref()))
     }
 
     /// Makes a symbolic link at `path` to `target`.
@@ -259,8 +286,7 @@ impl Client {
 
     /// The target of a symbolic link.
     pub fn read_link(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
-        let inode = self.mount().resolve(path.as_ref(), false)?;
-        Ok(PathBuf::from(OsString::from_vec(self.mount().read_link(&inode)?)))
+        self.at(path, false, |inode| Ok(PathBuf::from(OsString::from_vec(self.mount().read_link(inode)?))))
     }
 
     /// Makes a pipe, a socket or a device; `mode` says which, as in mknod(2).
@@ -305,35 +331,35 @@ impl Client {
     }
 
     fn set(&self, path: &Path, values: SetattrIn) -> io::Result<()> {
-        let inode = self.mount().resolve(path, true)?;
-        Ok(self.mount().set_attributes(&inode, values)?)
+        self.at(path, true, |inode| self.mount().set_attributes(inode, values))
     }
 
     /// Space and limits of the host file system a path is on.
     pub fn statfs(&self, path: impl AsRef<Path>) -> io::Result<FileSystemStatus> {
-        let inode = self.mount().resolve(path.as_ref(), true)?;
-        let request = Outgoing::new(Opcode::Statfs, inode.node).expect::<StatfsOut>();
-        Ok(FileSystemStatus(self.mount().call(request)?.read::<StatfsOut>()?.st))
+        self.at(path, true, |inode| {
+            let request = Outgoing::new(Opcode::Statfs, inode.node).expect::<StatfsOut>();
+            Ok(FileSystemStatus(self.mount().call(request)?.read::<StatfsOut>()?.st))
+        })
     }
 
     /// The value of an extended attribute.
     pub fn xattr(&self, path: impl AsRef<Path>, name: &str) -> io::Result<Vec<u8>> {
-        let inode = self.mount().resolve(path.as_ref(), true)?;
-        self.xattr_bytes(Outgoing::new(Opcode::Getxattr, inode.node), Some(name))
+        let name = xattr_name(name)?;
+        self.at(path, true, |inode| self.xattr_bytes(Outgoing::new(Opcode::Getxattr, inode.node), Some(name)))
     }
 
     /// The names of all extended attributes.
     pub fn xattrs(&self, path: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
-        let inode = self.mount().resolve(path.as_ref(), true)?;
-        let list = self.xattr_bytes(Outgoing::new(Opcode::Listxattr, inode.node), None)?;
+        let list = self
+            .at(path, true, |inode| self.xattr_bytes(Outgoing::new(Opcode::Listxattr, inode.node), None))?;
         let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
         Ok(names.map(|name| OsString::from_vec(name.to_vec())).collect())
     }
 
-    fn xattr_bytes(&self, request: Outgoing, name: Option<&str>) -> io::Result<Vec<u8>> {
+    fn xattr_bytes(&self, request: Outgoing, name: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
         let request = request.with(&GetxattrIn { size: XATTR_MAX as u32, padding: 0 });
         let request = match name {
-            Some(name) => request.name(xattr_name(name)?),
+            Some(name) => request.name(name),
             None => request,
         };
         Ok(self.mount().call(request.expect_bytes(XATTR_MAX).expect::<GetxattrOut>())?.body)
@@ -344,24 +370,25 @@ impl Client {
         if value.len() > XATTR_MAX {
             return Err(Errno::E2BIG.into());
         }
-        let inode = self.mount().resolve(path.as_ref(), true)?;
-        let request = Outgoing::new(Opcode::Setxattr, inode.node);
-        let size = value.len() as u32;
-        let request = if self.mount().agreed().setxattr_ext {
-            request.with(&SetxattrIn { size, ..Default::default() })
-        } else {
-            request.with(&[size, 0])
-        };
-        self.mount().change_inode(&inode, request.name(xattr_name(name)?).with(value))?;
-        Ok(())
+        let (name, size) = (xattr_name(name)?, value.len() as u32);
+        self.at(path, true, |inode| {
+            let request = Outgoing::new(Opcode::Setxattr, inode.node);
+            let request = if self.mount().agreed().setxattr_ext {
+                request.with(&SetxattrIn { size, ..Default::default() })
+            } else {
+                request.with(&[size, 0])
+            };
+            self.mount().change_inode(inode, request.name(name).with(value)).map(drop)
+        })
     }
 
     /// Removes an extended attribute.
     pub fn remove_xattr(&self, path: impl AsRef<Path>, name: &str) -> io::Result<()> {
-        let inode = self.mount().resolve(path.as_ref(), true)?;
-        let request = Outgoing::new(Opcode::Removexattr, inode.node).name(xattr_name(name)?);
-        self.mount().change_inode(&inode, request)?;
-        Ok(())
+        let name = xattr_name(name)?;
+        self.at(path, true, |inode| {
+            let request = Outgoing::new(Opcode::Removexattr, inode.node).name(name);
+            self.mount().change_inode(inode, request).map(drop)
+        })
     }
 }
 

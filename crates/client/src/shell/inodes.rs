@@ -99,6 +99,11 @@ impl Inode {
     pub(crate) fn is_directory(&self) -> bool {
         self.lock().core.attr().mode & 0o170_000 == 0o040_000
     }
+
+    /// Whether this is a symbolic link.
+    pub(crate) fn is_link(&self) -> bool {
+        self.lock().core.attr().mode & 0o170_000 == 0o120_000
+    }
 }
 
 impl Drop for Inode {

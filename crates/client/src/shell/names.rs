@@ -79,9 +79,9 @@ impl Mount {
                 continue;
             }
             let here = trail.last().expect("the root is never taken off");
+            check_directory(here)?;
             let inode = self.lookup(here, &name)?;
-            let is_link = inode.lock().core.attr().mode & 0o170_000 == 0o120_000;
-            if !is_link || (left.is_empty() && !follow) {
+            if !inode.is_link() || (left.is_empty() && !follow) {
                 trail.push(inode);
                 continue;
             }
@@ -102,7 +102,47 @@ impl Mount {
         let name = names.pop().filter(|name| name != b"..").ok_or(Errno::EINVAL)?;
         check_name(&name)?;
         let mut links = LINKS_FOLLOWED;
-        Ok((self.walk(names, true, &mut links)?, name))
+        let parent = self.walk(names, true, &mut links)?;
+        check_directory(&parent)?;
+        Ok((parent, name))
+    }
+
+    /// Where a file is to be made at a path that leads nowhere yet: behind a link that leads nowhere, if there is one.
+    pub(crate) fn resolve_new(self: &Arc<Self>, path: &Path) -> Result<(Arc<Inode>, Vec<u8>), Errno> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_FOLLOWED {
+            let (parent, name) = self.resolve_parent(&path)?;
+            match self.lookup(&parent, &name) {
+                Ok(inode) if inode.is_link() => {
+                    let target = self.read_link(&inode)?;
+                    path.pop();
+                    path.push(std::ffi::OsStr::from_bytes(&target));
+                }
+                Ok(_) | Err(Errno::ENOENT) => return Ok((parent, name)),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(Errno::ELOOP)
+    }
+
+    /// Forgets the names a path is made of, because the server says that what one of them led to is no longer there.
+    pub(crate) fn forget_path(&self, path: &Path) {
+        let mut directory = NodeId::ROOT;
+        for name in path_names(path) {
+            let forgotten = self.names.lock().forget(directory.0, &name);
+            match forgotten {
+                Some(inode) if inode.is_directory() => directory = inode.node,
+                // It goes on over a link, or up: which names were meant is not worth finding out.
+                Some(inode) if inode.is_link() => return self.forget_names(),
+                None if name == b".." => return self.forget_names(),
+                _ => return,
+            }
+        }
+    }
+
+    fn forget_names(&self) {
+        let forgotten = self.names.lock().forget_all();
+        drop(forgotten);
     }
 
     /// Finds a name in a directory: in the cache, or by asking.
@@ -173,6 +213,9 @@ impl Mount {
 
     /// The target of a symbolic link.
     pub(crate) fn read_link(&self, inode: &Inode) -> Result<Vec<u8>, Errno> {
+        if !inode.is_link() {
+            return Err(Errno::EINVAL);
+        }
         let request = Outgoing::new(Opcode::Readlink, inode.node).expect_bytes(LINK_TARGET_MAX);
         Ok(self.call(request)?.body)
     }
@@ -373,6 +416,10 @@ fn path_names(path: &Path) -> Vec<Vec<u8>> {
         _ => None,
     });
     names.collect()
+}
+
+fn check_directory(inode: &Inode) -> Result<(), Errno> {
+    if inode.is_directory() { Ok(()) } else { Err(Errno::ENOTDIR) }
 }
 
 fn check_name(name: &[u8]) -> Result<(), Errno> {
