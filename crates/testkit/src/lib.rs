@@ -7,7 +7,9 @@
 
 pub use ashore_guest as guest;
 
+pub mod fsx;
 pub mod in_process;
 pub mod loopback;
 pub mod memory_fs;
 pub mod scripted;
+pub mod share;

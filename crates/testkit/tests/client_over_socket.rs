@@ -1,21 +1,20 @@
-//! The client over a real vhost-user socket: against our server, against virtiofsd, and against servers that are
-//! silent, die, or lie.
+//! The client over a real vhost-user socket: connecting, many threads at once, and servers that are silent, die, or are
+//! something else. What is in files and directories is looked at in `client_share`.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ashore_client::{CacheMode, Client, FileType, OpenOptions, Options as ClientOptions};
+use ashore_client::{CacheMode, Client, Options as ClientOptions};
 use ashore_passthrough::{Options, Passthrough};
 use ashore_server::{Limits, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, StopHandle};
@@ -109,128 +108,6 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
     (0..length as u64).map(|at| mix(at) as u8).collect()
 }
 
-/// What a program does with files, and what the host then sees; any server has to pass it.
-fn basic_suite(client: &Client, share: &Path) {
-    contents(client, share);
-    names(client, share);
-    many_names(client, share);
-    refusals(client);
-    client.sync().unwrap();
-}
-
-fn contents(client: &Client, share: &Path) {
-    // Nine pages and a bit, in pieces that fit nothing.
-    let whole = pattern(1, 37_001);
-    let file = client.create("whole").unwrap();
-    for (index, piece) in whole.chunks(777).enumerate() {
-        file.write_all_at(piece, index as u64 * 777).unwrap();
-    }
-    client.sync().unwrap();
-    assert_eq!(fs::read(share.join("whole")).unwrap(), whole, "after a sync the host sees everything");
-    assert_eq!(client.read("whole").unwrap(), whole);
-
-    file.set_len(5000).unwrap();
-    file.set_len(9000).unwrap();
-    let mut cut = whole[..5000].to_vec();
-    cut.resize(9000, 0);
-    assert_eq!(client.read("whole").unwrap(), cut);
-    file.sync_all().unwrap();
-    assert_eq!(fs::read(share.join("whole")).unwrap(), cut);
-    file.close().unwrap();
-
-    let large = pattern(2, (9 << 20) + 4321);
-    client.write("large", &large).unwrap();
-    assert!(client.read("large").unwrap() == large, "several requests long");
-    assert!(fs::read(share.join("large")).unwrap() == large, "closed is sent");
-    let mut part = vec![0; 100_000];
-    client.open("large").unwrap().read_exact_at(&mut part, 4_000_001).unwrap();
-    assert!(part == large[4_000_001..4_100_001]);
-
-    fs::write(share.join("from-host"), b"made over there").unwrap();
-    assert_eq!(client.read("from-host").unwrap(), b"made over there");
-    let mut log = client.open_with("log", &OpenOptions::new().append(true).create(true)).unwrap();
-    (0..10).for_each(|line| writeln!(log, "line {line}").unwrap());
-    log.close().unwrap();
-    assert_eq!(fs::read_to_string(share.join("log")).unwrap().lines().count(), 10);
-}
-
-fn names(client: &Client, share: &Path) {
-    client.create_dir("dir").unwrap();
-    client.write("dir/old", b"content").unwrap();
-    client.write("replaced", b"goes away").unwrap();
-    client.rename("dir/old", "replaced").unwrap();
-    assert_eq!(client.read("replaced").unwrap(), b"content");
-    assert!(!share.join("dir/old").exists());
-    client.hard_link("replaced", "dir/second").unwrap();
-    assert_eq!(client.metadata("replaced").unwrap().nlink(), 2);
-    client.symlink("dir/second", "link").unwrap();
-    assert_eq!(client.read("link").unwrap(), b"content");
-    assert_eq!(fs::read_link(share.join("link")).unwrap(), Path::new("dir/second"));
-    assert_eq!(client.symlink_metadata("link").unwrap().file_type(), FileType::Symlink);
-    client.set_mode("replaced", 0o640).unwrap();
-    assert_eq!(client.metadata("dir/second").unwrap().mode() & 0o777, 0o640);
-    client.remove_file("link").unwrap();
-    client.remove_file("dir/second").unwrap();
-    client.remove_dir("dir").unwrap();
-    assert!(!share.join("dir").exists());
-    symlink("nowhere", share.join("dangling")).unwrap();
-    assert_eq!(client.read_link("dangling").unwrap(), Path::new("nowhere"));
-}
-
-fn many_names(client: &Client, share: &Path) {
-    client.create_dir("many").unwrap();
-    let name = |index: usize| format!("a file with a name of some length, number {index:04}");
-    for index in 0..1000 {
-        client.write(format!("many/{}", name(index)), index.to_string().as_bytes()).unwrap();
-    }
-    let listed = |entries: Vec<ashore_client::DirectoryEntry>| {
-        let mut names: Vec<_> = entries.iter().map(|entry| entry.file_name()).collect();
-        names.sort();
-        names
-    };
-    let all: Vec<_> = (0..1000).map(|index| std::ffi::OsString::from(name(index))).collect();
-    assert_eq!(listed(client.read_dir("many").unwrap()), all);
-    for index in (0..1000).step_by(97) {
-        let content = client.read(format!("many/{}", name(index))).unwrap();
-        assert_eq!(content, index.to_string().as_bytes());
-        assert_eq!(fs::read(share.join("many").join(name(index))).unwrap(), content);
-    }
-    (0..1000).for_each(|index| client.remove_file(format!("many/{}", name(index))).unwrap());
-    assert_eq!(fs::read_dir(share.join("many")).unwrap().count(), 0);
-}
-
-fn refusals(client: &Client) {
-    let errno = |result: io::Result<()>| result.unwrap_err().raw_os_error().unwrap();
-    let number = |errno: rustix::io::Errno| errno.raw_os_error();
-    assert_eq!(errno(client.open("none").map(drop)), number(rustix::io::Errno::NOENT));
-    assert_eq!(errno(client.create_dir("many")), number(rustix::io::Errno::EXIST));
-    assert_eq!(errno(client.remove_dir("large")), number(rustix::io::Errno::NOTDIR));
-    assert_eq!(errno(client.read_dir("large").map(drop)), number(rustix::io::Errno::NOTDIR));
-    // Servers have extended attributes off unless told otherwise.
-    let refused = errno(client.set_xattr("large", "user.colour", b"red"));
-    let no = [rustix::io::Errno::NOSYS, rustix::io::Errno::OPNOTSUPP].map(number);
-    assert!(no.contains(&refused), "{refused}");
-}
-
-#[test]
-fn the_basic_suite_in_each_cache_mode() {
-    for (cache, writeback) in [
-        (CacheMode::None, false),
-        (CacheMode::WriteThrough, false),
-        (CacheMode::WriteBack, false),
-        (CacheMode::WriteBack, true),
-    ] {
-        let server = Ours::start(1, writeback);
-        let client = mount(&server.socket(), 1, cache);
-        let agreed =
-            if cache == CacheMode::WriteBack && !writeback { CacheMode::WriteThrough } else { cache };
-        assert_eq!(client.cache_mode(), agreed);
-        basic_suite(&client, &server.share());
-        client.unmount().unwrap();
-        assert_eq!(server.ended(), Ended::Disconnected);
-    }
-}
-
 #[test]
 fn one_call_connects_and_what_was_written_is_in_the_share_after_a_sync() {
     let server = Ours::start(2, true);
@@ -247,6 +124,19 @@ fn one_call_connects_and_what_was_written_is_in_the_share_after_a_sync() {
     let client = options.connect(server.socket()).unwrap();
     assert_eq!(client.cache_mode(), CacheMode::WriteThrough);
     assert_eq!(client.write("file", b"").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn a_server_that_grants_no_write_back_gets_every_write_at_once() {
+    let server = Ours::start(1, false);
+    let client = mount(&server.socket(), 1, CacheMode::WriteBack);
+    assert_eq!(client.cache_mode(), CacheMode::WriteThrough);
+    let file = client.create("file").unwrap();
+    file.write_all_at(b"at once", 0).unwrap();
+    assert_eq!(fs::read(server.share().join("file")).unwrap(), b"at once");
+    // It has extended attributes off, too, unless told otherwise.
+    let refused = client.set_xattr("file", "user.colour", b"red").unwrap_err().raw_os_error();
+    assert_eq!(refused, Some(rustix::io::Errno::NOSYS.raw_os_error()));
 }
 
 #[test]
@@ -314,24 +204,6 @@ fn four_threads_on_two_queues_keep_their_contents_apart() {
     }
     drop(shared);
     client.unmount().unwrap();
-}
-
-/// The program, as a child that can be killed.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn wait_for_socket(socket: &Path) {
-    let begun = Instant::now();
-    while !socket.exists() {
-        assert!(begun.elapsed() < FINITE, "no server comes up at {}", socket.display());
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// The server goes while requests are in flight: everything ends with an error, and nothing says it is stable.
@@ -473,56 +345,4 @@ fn device_that(
     let stop = device.stop_handle();
     thread::spawn(move || device.serve(&listener));
     (place, path, stop)
-}
-
-fn virtiofsd() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"));
-    let program = cache.join("ashore/peers/bin/virtiofsd");
-    assert!(program.exists(), "{} is missing: run `cargo xtask setup --peers`", program.display());
-    program
-}
-
-fn start_virtiofsd(place: &Path, more: &[&str]) -> Program {
-    fs::create_dir_all(place.join("share")).unwrap();
-    let mut command = Command::new(virtiofsd());
-    command.arg("--shared-dir").arg(place.join("share")).arg("--socket-path").arg(place.join("socket"));
-    command.args(["--sandbox", "none", "--seccomp", "none"]).args(more);
-    let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let program = Program(child);
-    wait_for_socket(&place.join("socket"));
-    program
-}
-
-#[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
-fn the_basic_suite_against_virtiofsd() {
-    for (cache, more) in [
-        (CacheMode::None, &["--announce-submounts"][..]),
-        (CacheMode::WriteThrough, &["--announce-submounts", "--cache", "never"]),
-        (CacheMode::WriteBack, &["--announce-submounts", "--writeback", "--thread-pool-size", "4"]),
-    ] {
-        let place = tempfile::tempdir().unwrap();
-        let mut server = start_virtiofsd(place.path(), more);
-        let client = mount(&place.path().join("socket"), 4, cache);
-        basic_suite(&client, &place.path().join("share"));
-        client.unmount().unwrap();
-        assert!(server.0.wait().unwrap().success(), "it ends in peace when we have gone");
-    }
-}
-
-#[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
-fn a_virtiofsd_that_is_killed_is_an_error_in_finite_time() {
-    let place = tempfile::tempdir().unwrap();
-    let mut server = start_virtiofsd(place.path(), &["--writeback"]);
-    let client = mount(&place.path().join("socket"), 1, CacheMode::WriteBack);
-    client.create("file").unwrap().write_all_at(b"dirty", 0).unwrap();
-    server.0.kill().unwrap();
-    server.0.wait().unwrap();
-    in_finite_time(move || {
-        assert!(client.write("new", b"x").is_err());
-        assert!(client.sync().is_err());
-        client.unmount().unwrap_err();
-    });
 }

@@ -1,7 +1,3 @@
-//! The driver side against virtiofsd, a server that is none of ours. Also: that server stopped, killed, and not there.
-
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
-
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -95,14 +91,13 @@ fn program() -> PathBuf {
     );
     assert!(
         program.exists(),
-        "{} is not there: run `cargo xtask setup --peers`, or set ASHORE_VIRTIOFSD to a virtiofsd",
+        "{} is not there: run `cargo xtask setup --peers`, or `cargo xtask test peers`, which does; or set ASHORE_VIRTIOFSD to a virtiofsd",
         program.display()
     );
     program
 }
 
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn every_kind_of_call_does_what_it_says() {
     let peer = Peer::start();
     let raw = peer.connect(LinkOptions::default());
@@ -151,7 +146,6 @@ fn every_kind_of_call_does_what_it_says() {
 }
 
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn the_process_behind_the_socket_is_known() {
     let peer = Peer::start();
     let link = VhostUserLink::connect(peer.socket(), LinkOptions::default()).unwrap();
@@ -160,7 +154,6 @@ fn the_process_behind_the_socket_is_known() {
 }
 
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn many_requests_are_answered_however_we_look_for_them() {
     for poll_us in [0, 5, 1000] {
         let peer = Peer::start();
@@ -179,7 +172,6 @@ fn many_requests_are_answered_however_we_look_for_them() {
 /// Aim: no answer goes to another's request. Method: four threads with a file and pages each, random requests of
 /// random sizes, several on their way; what is read must be what the thread has written.
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn four_threads_keep_their_requests_apart() {
     let peer = Peer::start();
     let raw = Arc::new(peer.connect(LinkOptions { request_queues: 4, ..LinkOptions::default() }));
@@ -231,7 +223,6 @@ fn random_requests(raw: &RawConnection, thread: u32, rounds: u32) {
 
 /// Aim: kill -9 leaves nobody waiting. Method: the server is stopped, so that the requests are on their way when it dies.
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn requests_in_flight_end_when_the_server_is_killed() {
     let peer = Peer::start();
     let raw = peer.connect(LinkOptions::default());
@@ -247,7 +238,6 @@ fn requests_in_flight_end_when_the_server_is_killed() {
 }
 
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn a_stopped_server_is_waited_for_as_long_as_asked_and_may_go_on() {
     let peer = Peer::start();
     let raw = peer.connect(LinkOptions::default()).with_patience(Duration::from_millis(100));
@@ -261,7 +251,6 @@ fn a_stopped_server_is_waited_for_as_long_as_asked_and_may_go_on() {
 }
 
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn a_server_that_is_stopped_or_busy_is_given_up_when_connecting() {
     let peer = Peer::start();
     let options = LinkOptions { patience: Duration::from_millis(200), ..LinkOptions::default() };
@@ -272,7 +261,6 @@ fn a_server_that_is_stopped_or_busy_is_given_up_when_connecting() {
 }
 
 #[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
 fn closing_while_the_server_is_stopped_takes_finite_time() {
     let peer = Peer::start();
     let options = LinkOptions { patience: Duration::from_millis(200), ..LinkOptions::default() };
