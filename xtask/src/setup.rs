@@ -61,7 +61,8 @@ fn ensure_tools() -> Result<()> {
     install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
 }
 
-fn ensure_peer() -> Result<PathBuf> {
+/// virtiofsd; built, which takes one to two minutes, if it is not there.
+pub(crate) fn ensure_peer() -> Result<PathBuf> {
     let root = cache::peers()?;
     let program = root.join("bin").join(PEER);
     if !program.exists() {

@@ -16,9 +16,19 @@ struct Step {
     name: &'static str,
     purpose: &'static str,
     arguments: &'static [&'static str],
-    needs_setup: bool,
+    needs: Needs,
     /// Configurations that the code is built with for this step alone, in a target folder of its own.
     cfgs: &'static [&'static str],
+}
+
+/// What is brought to the machine before a step, if it is not there.
+#[derive(Clone, Copy)]
+enum Needs {
+    Toolchain,
+    /// QEMU and a guest's kernel.
+    Guest,
+    /// virtiofsd, to hold our client against another server than ours.
+    Peer,
 }
 
 /// The barrier's suite, which runs over modelled threads or over real ones.
@@ -36,77 +46,107 @@ const MUTANTS: [&str; 9] = [
     "--nocapture",
 ];
 
+/// Tests with virtiofsd stand in a module of this name, and get a rung of their own: it has to be built first.
+const PEERS: [&str; 11] = [
+    "test",
+    "--package",
+    "ashore-testkit",
+    "--package",
+    "ashore-vhost-user",
+    "--test",
+    "client_share",
+    "--test",
+    "peer",
+    "--",
+    "with_virtiofsd::",
+];
+
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
         arguments: &["fmt", "--all", "--check"],
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &[],
     },
     Step {
         name: "lints",
         purpose: "clippy has nothing to say",
         arguments: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"],
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &[],
     },
     Step {
         name: "features",
         purpose: "the client builds without a transport too",
         arguments: &["check", "--package", "ashore-client", "--no-default-features"],
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &[],
     },
     Step {
         name: "tests",
-        purpose: "unit, integration and documentation tests, without a guest",
-        arguments: &["test", "--workspace", "--", "--skip", "in_a_real_guest::"],
-        needs_setup: false,
+        purpose: "unit, integration and documentation tests, without a guest or a peer",
+        arguments: &[
+            "test",
+            "--workspace",
+            "--",
+            "--skip",
+            "in_a_real_guest::",
+            "--skip",
+            "with_virtiofsd::",
+        ],
+        needs: Needs::Toolchain,
+        cfgs: &[],
+    },
+    Step {
+        name: "peers",
+        purpose: "the client against virtiofsd, a server that is none of ours",
+        arguments: &PEERS,
+        needs: Needs::Peer,
         cfgs: &[],
     },
     Step {
         name: "loom",
         purpose: "the barrier under every schedule of small cases",
         arguments: &BARRIER,
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &["loom"],
     },
     Step {
         name: "shuttle",
         purpose: "the barrier under a million random schedules",
         arguments: &BARRIER,
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &["shuttle"],
     },
     Step {
         name: "mutants-loom",
         purpose: "deliberate bugs of the barrier that loom must catch",
         arguments: &MUTANTS,
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &["loom", "mutants"],
     },
     Step {
         name: "mutants-shuttle",
         purpose: "deliberate bugs of the barrier that shuttle must catch",
         arguments: &MUTANTS,
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &["shuttle", "mutants"],
     },
     Step {
         name: "mutants",
         purpose: "deliberate bugs of the barrier that real threads must catch",
         arguments: &MUTANTS,
-        needs_setup: false,
+        needs: Needs::Toolchain,
         cfgs: &["mutants"],
     },
     Step {
         name: "guests",
         purpose: "the same promises in real guests",
         arguments: &["test", "--package", "ashore-testkit", "--test", "guest_*", "--", "--test-threads", "2"],
-        needs_setup: true,
+        needs: Needs::Guest,
         cfgs: &[],
     },
 ];
@@ -179,8 +219,10 @@ impl Step {
     fn run(&self, options: &Options) -> Result<Outcome> {
         println!("\n== {}: {}", self.name, self.purpose);
         let start = Instant::now();
-        if self.needs_setup {
-            setup::ensure(&options.kernel)?;
+        match self.needs {
+            Needs::Toolchain => {}
+            Needs::Guest => setup::ensure(&options.kernel)?,
+            Needs::Peer => drop(setup::ensure_peer()?),
         }
         let (succeeded, passed, failed) = self.cargo(options)?;
         // A step that fails without a failed test did not get as far as its tests.
