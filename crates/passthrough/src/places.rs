@@ -49,7 +49,12 @@ impl Place {
     /// Opens a file by its handle.
     pub(crate) fn open_by_handle(&self, handle: &sys::RawHandle, flags: OFlags) -> Result<OwnedFd> {
         let mount = self.mount.as_ref().ok_or(Errno::ESTALE)?;
-        sys::open_by_handle(mount.as_fd(), handle, flags).told()
+        let mut opened = sys::open_by_handle(mount.as_fd(), handle, flags);
+        if matches!(opened, Err(rustix::io::Errno::NOMEM)) {
+            // So says Linux of a file whose last name is being removed at this moment, too. A moment later it is ESTALE.
+            opened = sys::open_by_handle(mount.as_fd(), handle, flags);
+        }
+        opened.told()
     }
 }
 

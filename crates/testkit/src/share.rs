@@ -106,7 +106,8 @@ impl Server {
 }
 
 fn ashore(share: &Path) -> InProcess<Passthrough> {
-    let options = Options { writeback: true, xattr: true, ..Options::new(share) };
+    // So few descriptors that inodes are found again by handle.
+    let options = Options { writeback: true, xattr: true, descriptor_bound: 4, ..Options::new(share) };
     InProcess::serve(Session::new(Passthrough::new(options).unwrap(), Limits::default()), 2).unwrap()
 }
 

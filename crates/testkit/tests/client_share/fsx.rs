@@ -7,7 +7,7 @@ use ashore_testkit::share::{SharedDirectory, Whose};
 
 use crate::{CACHE_MODES, with_cache};
 
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 2;
 
 pub(crate) fn random_operations_on_a_file_while_others_sync(whose: Whose) {
     let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(100_000);
