@@ -229,7 +229,7 @@ pub(crate) fn copy_file_range(
 }
 
 /// A file was changed otherwise than by WRITE.
-fn written(fs: &Passthrough, file: &Arc<OpenFile>) -> Result<()> {
+pub(crate) fn written(fs: &Passthrough, file: &Arc<OpenFile>) -> Result<()> {
     file.written.store(true, Ordering::Relaxed);
     let place = fs.places.at(file.place);
     place.ledger.mark_file_changed(file);

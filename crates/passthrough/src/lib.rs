@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `inodes.rs` | what a client has looked up: node ids, handles, a bounded number of descriptors |
 //! | `places.rs` | the mounts a share is made of, also those made after it was opened |
-//! | `names.rs`, `attributes.rs`, `data.rs`, `directory.rs`, `xattr.rs` | the operations |
+//! | `names.rs`, `attributes.rs`, `data.rs`, `directory.rs`, `xattr.rs`, `ioctl.rs` | the operations |
 //! | `handles.rs` | what a client has open |
 //! | `locks.rs` | locks that other clients and the host see |
 //! | `credentials.rs` | files belong to the caller who made them |
@@ -44,6 +44,7 @@ mod handles;
 mod host;
 mod hostfs;
 mod inodes;
+mod ioctl;
 mod locks;
 mod names;
 mod options;
@@ -62,7 +63,7 @@ use std::time::Duration;
 use ashore_server::{
     Attributes, Caller, Created, Entry, FileSystem, Lock, Opened, Read, Result, SetAttributes, Wait, Write,
 };
-use ashore_wire::abi::{CopyFileRangeIn, Kstatfs, LkIn, Statx};
+use ashore_wire::abi::{CopyFileRangeIn, IoctlIn, Kstatfs, LkIn, Statx};
 use ashore_wire::flags::{InitFlags, OpenRequestFlags};
 use ashore_wire::init::Agreement;
 use ashore_wire::seam::{Payload, ReplyBody};
@@ -541,6 +542,17 @@ impl FileSystem for Passthrough {
 
     fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64> {
         data::lseek(self, node, handle, offset, whence)
+    }
+
+    fn ioctl(
+        &self,
+        _: &Caller<'_>,
+        node: NodeId,
+        arguments: &IoctlIn,
+        input: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Result<i32> {
+        ioctl::ioctl(self, node, arguments, input, output)
     }
 
     fn copy_file_range(

@@ -92,11 +92,16 @@ impl Options {
             | InitFlags::AUTO_INVAL_DATA
             | InitFlags::ASYNC_DIO
             | InitFlags::ATOMIC_O_TRUNC
+            | InitFlags::HAS_IOCTL_DIR
             | InitFlags::CREATE_SUPP_GROUP
             | InitFlags::ALLOW_IDMAP;
         // With `never` a client would ask for the attributes of each name again anyway.
         let readdirplus = self.readdirplus && self.cache != CachePolicy::Never;
         features.set(InitFlags::DO_READDIRPLUS | InitFlags::READDIRPLUS_AUTO, readdirplus);
+        // Where a link leads never changes. But with "auto", and on Linux before 6.14, a cached link is cut at the length in
+        // its attributes, which is 0 in /proc and the like.
+        let long = matches!(self.cache, CachePolicy::Metadata | CachePolicy::Always);
+        features.set(InitFlags::CACHE_SYMLINKS, long);
         features.set(InitFlags::SUBMOUNTS, self.announce_submounts);
         features.set(InitFlags::WRITEBACK_CACHE, self.writeback_granted());
         features.set(InitFlags::HANDLE_KILLPRIV_V2, self.killpriv_v2);

@@ -274,3 +274,33 @@ impl ThreadSignal {
         unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, libc::SIGURG) };
     }
 }
+
+/// `FS_IOC_GETFLAGS` and `FS_IOC_SETFLAGS`, as the client sends them.
+pub(crate) const GET_FLAGS: u32 = rustix::ioctl::opcode::read::<libc::c_long>(b'f', 1);
+pub(crate) const SET_FLAGS: u32 = rustix::ioctl::opcode::write::<libc::c_long>(b'f', 2);
+/// Bytes of `struct fsxattr`.
+pub(crate) const X_ATTRIBUTES_SIZE: usize = 28;
+/// `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR`.
+pub(crate) const GET_X_ATTRIBUTES: u32 = rustix::ioctl::opcode::read::<[u8; X_ATTRIBUTES_SIZE]>(b'X', 31);
+pub(crate) const SET_X_ATTRIBUTES: u32 = rustix::ioctl::opcode::write::<[u8; X_ATTRIBUTES_SIZE]>(b'X', 32);
+
+/// `struct fsxattr` where the kernel may look for it.
+#[repr(C, align(8))]
+struct XAttributes([u8; X_ATTRIBUTES_SIZE]);
+
+/// Flags, extent size and project of an inode: a `struct fsxattr`.
+pub(crate) fn x_attributes(file: BorrowedFd<'_>) -> Result<[u8; X_ATTRIBUTES_SIZE]> {
+    let mut attributes = XAttributes([0; X_ATTRIBUTES_SIZE]);
+    // SAFETY: there is no safe wrapper. The descriptor is borrowed and so open; the kernel writes as many bytes as the
+    // number says, which is made from the size of the buffer, and any bytes are valid in it.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), GET_X_ATTRIBUTES.into(), &raw mut attributes) };
+    check(outcome.into()).map(|_| attributes.0)
+}
+
+/// Sets what [`x_attributes`] reads.
+pub(crate) fn set_x_attributes(file: BorrowedFd<'_>, attributes: &[u8; X_ATTRIBUTES_SIZE]) -> Result<()> {
+    let attributes = XAttributes(*attributes);
+    // SAFETY: as above; the kernel only reads.
+    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), SET_X_ATTRIBUTES.into(), &raw const attributes) };
+    check(outcome.into()).map(|_| ())
+}

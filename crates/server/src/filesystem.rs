@@ -478,7 +478,10 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Errno::ENOSYS)
     }
 
-    /// A file system specific call; output goes into `output`, returns the call's result and how much of it.
+    /// A call by number (ioctl(2)) with an argument of plain bytes; what it answers goes into `output`, of which the
+    /// client is sent as much as it has room for. Returns the call's result. ENOTTY for a number that is not known.
+    ///
+    /// A number alone does not say whether it changes anything, so each counts as a change for a sync.
     fn ioctl(
         &self,
         caller: &Caller<'_>,

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use ashore_passthrough::{CachePolicy, InodeFileHandles};
 use ashore_server::{Caller, Created, FileSystem, SetAttributes, Write};
-use ashore_wire::abi::{CopyFileRangeIn, SetattrIn};
+use ashore_wire::abi::{CopyFileRangeIn, IoctlIn, SetattrIn};
 use ashore_wire::flags::{InitFlags, OpenReplyFlags, OpenRequestFlags, SetattrValid, WriteFlags};
 use ashore_wire::request::Extensions;
 use ashore_wire::{Errno, FileHandle, LockOwner, NodeId};
@@ -512,4 +512,85 @@ fn a_share_that_cannot_be_opened_says_what_to_do() {
     options.inode_file_handles = InodeFileHandles::Mandatory;
     let message = ashore_passthrough::Passthrough::new(options).unwrap_err().to_string();
     assert!(message.contains("--inode-file-handles=prefer"), "{message}");
+}
+
+/// `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, `FS_IOC_FSGETXATTR`, `FS_IOC_FSSETXATTR`, and flags of theirs.
+const GET_FLAGS: u32 = 0x8008_6601;
+const SET_FLAGS: u32 = 0x4008_6602;
+const GET_X: u32 = 0x801c_581f;
+const SET_X: u32 = 0x401c_5820;
+const NO_DUMP: u32 = 0x40;
+const PROJECT_INHERIT: u32 = 0x2000_0000;
+const X_NO_DUMP: u32 = 0x80;
+
+fn ioctl(share: &Share, node: NodeId, handle: FileHandle, cmd: u32, input: &[u8]) -> Result<Vec<u8>, Errno> {
+    let mut output = Vec::new();
+    let arguments = IoctlIn { fh: handle.0, cmd, in_size: input.len() as u32, ..Default::default() };
+    let result = share.fs.ioctl(&caller(), node, &arguments, input, &mut output)?;
+    assert_eq!(result, 0);
+    Ok(output)
+}
+
+fn flags_of(bytes: &[u8]) -> u32 {
+    u32::from_ne_bytes(*bytes.first_chunk().unwrap())
+}
+
+#[test]
+fn flags_of_inodes_are_read_and_set_on_files_and_directories_and_survive_on_the_host() {
+    let share = Share::new();
+    let created = share.create(ROOT, "f").unwrap();
+    let (file, file_handle) = (NodeId(created.entry.node), created.opened.handle);
+    let directory = NodeId(share.mkdir(ROOT, "d").unwrap().node);
+    let directory_handle = share.fs.opendir(&caller(), directory, 0).unwrap().handle;
+    for (node, handle, name) in [(file, file_handle, "f"), (directory, directory_handle, "d")] {
+        let before = flags_of(&ioctl(&share, node, handle, GET_FLAGS, &[]).expect(
+            "this test needs a temporary directory on a file system with flags of inodes, such as ext4; set TMPDIR",
+        ));
+        assert_eq!(before & NO_DUMP, 0);
+        ioctl(&share, node, handle, SET_FLAGS, &(before | NO_DUMP).to_ne_bytes()).unwrap();
+        let on_host = fs::File::open(share.path(name)).unwrap();
+        assert!(rustix::fs::ioctl_getflags(&on_host).unwrap().contains(rustix::fs::IFlags::NODUMP));
+
+        let mut extended = ioctl(&share, node, handle, GET_X, &[]).unwrap();
+        assert_eq!((extended.len(), flags_of(&extended) & X_NO_DUMP), (28, X_NO_DUMP));
+        let without = flags_of(&extended) & !X_NO_DUMP;
+        extended[..4].copy_from_slice(&without.to_ne_bytes());
+        ioctl(&share, node, handle, SET_X, &extended).unwrap();
+        assert_eq!(flags_of(&ioctl(&share, node, handle, GET_FLAGS, &[]).unwrap()), before);
+    }
+    assert!(share.synced() == 0 && share.fs.syncfs(ROOT).is_ok() && share.synced() == 1, "they are changes");
+}
+
+#[test]
+fn a_client_cannot_leave_the_hosts_project_quota() {
+    let share = Share::new();
+    let created = share.create(ROOT, "f").unwrap();
+    let (node, handle) = (NodeId(created.entry.node), created.opened.handle);
+    let flags = flags_of(&ioctl(&share, node, handle, GET_FLAGS, &[]).unwrap());
+    let inherit = (flags ^ PROJECT_INHERIT).to_ne_bytes();
+    assert_eq!(ioctl(&share, node, handle, SET_FLAGS, &inherit), Err(Errno::EPERM));
+    let mut extended = ioctl(&share, node, handle, GET_X, &[]).unwrap();
+    extended[12] ^= 1;
+    assert_eq!(ioctl(&share, node, handle, SET_X, &extended), Err(Errno::EPERM));
+}
+
+#[test]
+fn other_ioctls_and_changes_of_a_share_that_is_read_only_are_refused() {
+    let share = Share::new();
+    let created = share.create(ROOT, "f").unwrap();
+    let (node, handle) = (NodeId(created.entry.node), created.opened.handle);
+    // FICLONE, TCGETS, FITRIM, FS_IOC_ENABLE_VERITY.
+    for cmd in [0x4004_9409, 0x5401, 0xc018_5879, 0x4080_6685] {
+        assert_eq!(ioctl(&share, node, handle, cmd, &[0; 128]), Err(Errno::ENOTTY));
+    }
+    assert_eq!(ioctl(&share, node, handle, SET_FLAGS, &[0; 3]), Err(Errno::EINVAL));
+    assert_eq!(ioctl(&share, node, handle, SET_X, &[0; 27]), Err(Errno::EINVAL));
+    assert_eq!(ioctl(&share, node, FileHandle(handle.0 + 1), GET_FLAGS, &[]), Err(Errno::EBADF));
+
+    let readonly = Share::with(|options| options.readonly = true);
+    fs::write(readonly.path("f"), b"").unwrap();
+    let node = readonly.node(ROOT, "f");
+    let handle = readonly.open(node, 0).unwrap().handle;
+    let flags = ioctl(&readonly, node, handle, GET_FLAGS, &[]).unwrap();
+    assert_eq!(ioctl(&readonly, node, handle, SET_FLAGS, &flags), Err(Errno::EROFS));
 }
