@@ -11,5 +11,6 @@ pub mod fsx;
 pub mod in_process;
 pub mod loopback;
 pub mod memory_fs;
+pub mod mounted;
 pub mod scripted;
 pub mod share;

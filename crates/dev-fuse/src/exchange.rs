@@ -1,0 +1,201 @@
+//! One request read from `/dev/fuse`, and the way back for its reply.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use ashore_wire::abi::{InHeader, OUT_HEADER_SIZE, OutHeader};
+use ashore_wire::reply::error_header;
+use ashore_wire::seam::{Backlog, Exchange, NoRoom, Payload, ReplyBody, TransferMode, head_length};
+use ashore_wire::{Errno, Opcode, Request, RequestId};
+use rustix::io::ReadWriteFlags;
+use zerocopy::FromBytes;
+
+use crate::backlog::{FuseBacklog, Turns};
+use crate::buffers::{PageBuffer, Pool, Slot};
+use crate::device::Device;
+
+const HELD: &str = "a request's memory is given back only when the request is dropped";
+
+/// What an exchange needs of the mount that it came from.
+pub(crate) struct Origin {
+    pub(crate) device: Arc<Device>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) turns: Arc<Turns>,
+}
+
+/// A request from the kernel; see [`Exchange`].
+pub struct FuseExchange {
+    origin: Arc<Origin>,
+    slot: Option<Slot>,
+    answered: bool,
+}
+
+impl FuseExchange {
+    /// A request of `length` bytes has been read into `slot`.
+    pub(crate) fn new(origin: Arc<Origin>, mut slot: Slot, length: usize) -> FuseExchange {
+        let Slot { head, bulk } = &mut slot;
+        let bytes = &bulk.request.bytes()[..length];
+        let opcode = InHeader::read_from_prefix(bytes).map_or(0, |(header, _)| header.opcode);
+        let head_length = head_length(opcode, length);
+        head.set(&bytes[..head_length]);
+        bulk.payload = head_length..length;
+        FuseExchange { origin, slot: Some(slot), answered: false }
+    }
+
+    /// What takes long is answered at once, with ENOMEM, while very much is under way already.
+    pub(crate) fn unless_crowded(self) -> Option<FuseExchange> {
+        if !self.origin.pool.is_crowded() || !self.takes_long() {
+            return Some(self);
+        }
+        tracing::warn!("very many requests are under way; one more that takes long is answered with ENOMEM");
+        if let Some(id) = self.id() {
+            self.finish(error_header(id, Errno::ENOMEM));
+        }
+        None
+    }
+
+    fn takes_long(&self) -> bool {
+        use Opcode::{CopyFileRange, CopyFileRange64, Fallocate, Fsync, Fsyncdir, Setlkw, Syncfs};
+        let opcode = InHeader::ref_from_prefix(self.head()).ok().map(|(header, _)| header.opcode);
+        let long = [CopyFileRange, CopyFileRange64, Fallocate, Fsync, Fsyncdir, Setlkw, Syncfs];
+        opcode.and_then(Opcode::from_raw).is_some_and(|opcode| long.contains(&opcode))
+    }
+
+    fn head(&self) -> &[u8] {
+        self.slot.as_ref().expect(HELD).head.bytes()
+    }
+
+    fn id(&self) -> Option<RequestId> {
+        Request::id_of(self.head())
+    }
+
+    fn send(&mut self, header: OutHeader) {
+        self.answered = true;
+        let reply = self.slot.as_ref().expect(HELD).bulk.reply.bytes();
+        match (header.len as usize).checked_sub(OUT_HEADER_SIZE).and_then(|length| reply.get(..length)) {
+            Some(body) => self.origin.device.reply(header, body),
+            None => {
+                tracing::error!("a reply of {} bytes makes no sense and becomes EIO", header.len);
+                self.origin.device.reply(error_header(RequestId(header.unique), Errno::EIO), &[]);
+            }
+        }
+    }
+}
+
+impl Exchange for FuseExchange {
+    type Bulk = FuseBulk;
+
+    fn parts(&mut self) -> (&[u8], &mut FuseBulk) {
+        let Slot { head, bulk } = self.slot.as_mut().expect(HELD);
+        (head.bytes(), bulk)
+    }
+
+    fn finish(mut self, header: OutHeader) {
+        self.send(header);
+    }
+
+    fn finish_without_reply(mut self) {
+        self.answered = true;
+    }
+
+    fn backlog(&self) -> Arc<dyn Backlog> {
+        Arc::new(FuseBacklog(Arc::clone(&self.origin.turns)))
+    }
+}
+
+impl Drop for FuseExchange {
+    fn drop(&mut self) {
+        if !self.answered
+            && let Some(id) = self.id()
+        {
+            self.send(error_header(id, Errno::EIO));
+        }
+        if let Some(slot) = self.slot.take() {
+            self.origin.pool.give_back(slot);
+        }
+    }
+}
+
+/// The payload of a request and the body of its reply, both in memory of ours.
+pub struct FuseBulk {
+    /// A request as it was read, so placed that the data of a WRITE begins on a page.
+    pub(crate) request: PageBuffer,
+    /// Where in it the payload is.
+    pub(crate) payload: Range<usize>,
+    pub(crate) reply: PageBuffer,
+}
+
+impl Payload for FuseBulk {
+    fn len(&self) -> usize {
+        self.payload.len()
+    }
+
+    fn write_to(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        mode: TransferMode,
+    ) -> io::Result<usize> {
+        let data = &self.request.bytes()[self.payload.clone()];
+        let data = &data[..len.min(data.len())];
+        let offset = checked_offset(offset, mode)?;
+        let write = || rustix::io::pwritev2(file, &[IoSlice::new(data)], offset, flags(mode));
+        Ok(rustix::io::retry_on_intr(write)?)
+    }
+
+    fn copy_to(&mut self, buffer: &mut [u8]) -> usize {
+        let data = &self.request.bytes()[self.payload.clone()];
+        let length = data.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&data[..length]);
+        length
+    }
+}
+
+impl ReplyBody for FuseBulk {
+    /// The kernel does not tell how much it expects; it checks a reply against the request that it remembers.
+    fn room(&self) -> Option<usize> {
+        Some(self.reply.bytes().len())
+    }
+
+    fn fill(&mut self, position: usize, bytes: &[u8]) -> Result<(), NoRoom> {
+        let end = position.checked_add(bytes.len()).ok_or(NoRoom)?;
+        self.reply.bytes_mut().get_mut(position..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_from(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        mode: TransferMode,
+    ) -> io::Result<usize> {
+        let body = self.reply.bytes_mut();
+        let len = len.min(body.len());
+        let offset = checked_offset(offset, mode)?;
+        let read =
+            || rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut body[..len])], offset, flags(mode));
+        Ok(rustix::io::retry_on_intr(read)?)
+    }
+}
+
+/// To these calls an offset of -1 is not an offset: it stands for the position of the file descriptor.
+fn checked_offset(offset: u64, mode: TransferMode) -> io::Result<u64> {
+    match i64::try_from(offset) {
+        _ if mode.append => Ok(0),
+        Ok(_) => Ok(offset),
+        Err(_) => Err(rustix::io::Errno::INVAL.into()),
+    }
+}
+
+fn flags(mode: TransferMode) -> ReadWriteFlags {
+    let mut flags = ReadWriteFlags::empty();
+    flags.set(ReadWriteFlags::APPEND, mode.append);
+    flags.set(ReadWriteFlags::DSYNC, mode.data_sync);
+    flags.set(ReadWriteFlags::SYNC, mode.sync);
+    flags.set(ReadWriteFlags::NOWAIT, mode.nowait);
+    flags
+}

@@ -1,0 +1,85 @@
+//! A file system mounted on this machine for a test, through `/dev/fuse`, and never left behind.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use ashore_dev_fuse::{Mount, MountOptions, Unmounted};
+use ashore_server::{FileSystem, Session, Worker};
+use tempfile::TempDir;
+
+/// Queues of a mount, unless a test wants another number.
+pub const QUEUES: usize = 4;
+
+/// A session behind a mount. Dropped, it is unmounted, whoever still uses it.
+pub struct Mounted<F: FileSystem> {
+    session: Arc<Session<F>>,
+    mount: Option<Mount>,
+    workers: Vec<JoinHandle<()>>,
+    point: TempDir,
+}
+
+impl<F: FileSystem> Mounted<F> {
+    /// Mounts on a new directory.
+    ///
+    /// Panics, with what to do, where that is not possible: it takes root and `/dev/fuse`.
+    pub fn new(session: Arc<Session<F>>, options: &MountOptions, queues: usize) -> Mounted<F> {
+        let point = tempfile::tempdir().expect("a directory to mount on");
+        let (mount, queues) =
+            options.mount(point.path(), queues).unwrap_or_else(|error| panic!("this test mounts: {error}"));
+        let workers = queues
+            .into_iter()
+            .map(|queue| {
+                let worker = Worker::new(Arc::clone(&session));
+                std::thread::spawn(move || worker.run(queue))
+            })
+            .collect();
+        Mounted { session, mount: Some(mount), workers, point }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.point.path()
+    }
+
+    /// The session behind it.
+    pub fn session(&self) -> &Arc<Session<F>> {
+        &self.session
+    }
+
+    /// The mount.
+    pub fn mount(&self) -> &Mount {
+        self.mount.as_ref().expect("taken only when dropped")
+    }
+
+    /// Unmounts and waits until all queues have ended.
+    pub fn unmount(mut self) -> std::io::Result<Unmounted> {
+        let unmounted = self.mount().unmount()?;
+        self.end();
+        Ok(unmounted)
+    }
+
+    /// Waits until all queues have ended because somebody else unmounts.
+    pub fn wait(mut self) {
+        self.end_workers();
+    }
+
+    fn end(&mut self) {
+        // Unmounts if need be, and ends the connection if the mount is in use.
+        drop(self.mount.take());
+        self.end_workers();
+    }
+
+    fn end_workers(&mut self) {
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl<F: FileSystem> Drop for Mounted<F> {
+    fn drop(&mut self) {
+        self.end();
+        let _ = self.session.end();
+    }
+}
