@@ -72,7 +72,7 @@ impl DeviceQueue {
             empty_handed: Arc::default(),
         })?);
         backlog.add(shared.clone());
-        Ok((DeviceQueue::new(shared.clone()), DetachedQueue { shared, backlog }))
+        Ok((DeviceQueue::new(shared.clone())?, DetachedQueue { shared, backlog }))
     }
 }
 

@@ -19,12 +19,10 @@ impl Wake {
     pub(crate) fn set(&self) {
         signal(self.0.as_fd());
     }
+}
 
-    pub(crate) fn clear(&self) {
-        clear(self.0.as_fd());
-    }
-
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
@@ -32,11 +30,6 @@ impl Wake {
 /// Adds one to an eventfd. A full one is as good as set, and one that the VMM broke is its own loss.
 pub(crate) fn signal(fd: BorrowedFd<'_>) {
     while rustix::io::write(fd, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
-}
-
-/// Empties an eventfd that was found readable.
-pub(crate) fn clear(fd: BorrowedFd<'_>) {
-    while rustix::io::read(fd, &mut [0; 8]) == Err(Errno::INTR) {}
 }
 
 /// What a file descriptor turned out to be when it was waited for.

@@ -27,6 +27,7 @@ mod queue;
 mod ring;
 mod serve;
 mod shared;
+mod sleeper;
 mod transfer;
 mod vring;
 

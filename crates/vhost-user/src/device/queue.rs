@@ -11,7 +11,7 @@
 //!      return
 //! ```
 
-use std::os::fd::AsFd;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -23,9 +23,10 @@ use ashore_wire::seam::RequestQueue;
 use super::QueueIndex;
 use super::chain::ChainError;
 use super::exchange::{RingExchange, Slot};
-use super::fds::{self, Readiness};
+use super::fds::Readiness;
 use super::serve::NO_SHARED_MEMORY;
 use super::shared::{Kick, Shared};
+use super::sleeper::Sleeper;
 use crate::memory::GuestMap;
 
 /// How often a ring is looked at whose guest cannot notify us.
@@ -48,6 +49,7 @@ pub struct DeviceQueue {
     map_generation: u64,
     complaints: Complaints,
     poll: AdaptivePoll,
+    sleeper: Sleeper,
     /// Notifications that came without a request, before the first one.
     empty_kicks: EmptyKicks,
     /// The thread that takes is known, and its completions are announced in batches.
@@ -82,14 +84,15 @@ impl RequestQueue for DeviceQueue {
 }
 
 impl DeviceQueue {
-    pub(crate) fn new(shared: Arc<Shared>) -> DeviceQueue {
+    pub(crate) fn new(shared: Arc<Shared>) -> io::Result<DeviceQueue> {
+        let sleeper = Sleeper::new(&shared.wake)?;
         let (map, map_generation) = shared.memory.current();
         let next = shared.position();
         let poll = AdaptivePoll::new(Duration::from_micros(u64::from(shared.poll_us)));
         let available = next as u16;
         let complaints = Complaints::default();
         shared.ring.disable_kicks();
-        DeviceQueue {
+        Ok(DeviceQueue {
             shared,
             next,
             available,
@@ -97,9 +100,10 @@ impl DeviceQueue {
             map_generation,
             complaints,
             poll,
+            sleeper,
             empty_kicks: EmptyKicks::Count(0),
             has_thread: false,
-        }
+        })
     }
 
     /// Which queue this is.
@@ -224,28 +228,17 @@ impl DeviceQueue {
     }
 
     /// Sleeps until woken; says whether it was the guest who did it.
-    fn sleep(&self) -> bool {
+    fn sleep(&mut self) -> bool {
         let kick = self.shared.kick.lock().clone();
-        let (kick, timeout) = match &kick {
-            Kick::Event(fd) => (Some(fd.as_fd()), None),
-            Kick::Polling => (None, Some(LOOK_WITHOUT_KICK)),
+        let kicked = match &kick {
+            Kick::Event(fd) => self.sleeper.sleep(Some(fd), None),
+            Kick::Polling => self.sleeper.sleep(None, Some(LOOK_WITHOUT_KICK)),
         };
-        let (wake_ready, kick_ready) = fds::wait_for(self.shared.wake.as_fd(), kick, timeout);
-        if wake_ready == Readiness::Readable {
-            self.shared.wake.clear();
+        if kicked == Readiness::Broken {
+            tracing::warn!("{}: the VMM closed the kick; looking for requests instead", self.shared.index());
+            *self.shared.kick.lock() = Kick::Polling;
         }
-        match (kick_ready, kick) {
-            (Readiness::Readable, Some(kick)) => fds::clear(kick),
-            (Readiness::Broken, _) => {
-                tracing::warn!(
-                    "{}: the VMM closed the kick; looking for requests instead",
-                    self.shared.index()
-                );
-                *self.shared.kick.lock() = Kick::Polling;
-            }
-            _ => {}
-        }
-        kick_ready == Readiness::Readable
+        kicked == Readiness::Readable
     }
 }
 

@@ -192,9 +192,9 @@ impl Vring {
 
     fn spawn(&self, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
         let handler = self.surroundings.handler.clone();
-        let index = self.index;
+        let (index, queue) = (self.index, DeviceQueue::new(shared.clone())?);
         thread::Builder::new().name(format!("ashore-q{}", index.0)).spawn(move || {
-            handler(index, DeviceQueue::new(shared.clone()));
+            handler(index, queue);
             if !shared.is_stopping() {
                 tracing::error!(
                     "{index}: its thread has ended, nothing will be served until it is started again"
