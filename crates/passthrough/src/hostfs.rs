@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -251,12 +252,14 @@ impl HostFs {
     }
 }
 
-/// Calls again when a signal came in between.
+/// Calls again when a signal came in between. A call that panics has failed: a round must come to its end, for others
+/// wait for it.
 pub(crate) fn uninterrupted(call: impl Fn() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
     loop {
-        match call() {
-            Err(rustix::io::Errno::INTR) => {}
-            outcome => return outcome,
+        match catch_unwind(AssertUnwindSafe(&call)) {
+            Ok(Err(rustix::io::Errno::INTR)) => {}
+            Ok(outcome) => return outcome,
+            Err(_) => return Err(rustix::io::Errno::IO),
         }
     }
 }
@@ -341,6 +344,16 @@ mod tests {
         assert_eq!(calls.load(Ordering::SeqCst), 1, "one thread is stuck, not one for each caller");
         drop(release);
         assert_eq!(host.stabilise(Some(Instant::now() + PATIENCE)), Ok(()));
+    }
+
+    #[test]
+    fn a_sync_call_that_panics_is_a_failure_and_leaves_nobody_waiting() {
+        let hosts = HostFileSystems::with_sync_call(|_, _| panic!("on purpose"));
+        let host = hosts.reach(7, descriptor());
+        for count in 1..3 {
+            assert_eq!(host.stabilise(Some(Instant::now() + PATIENCE)), Ok(()));
+            assert_eq!(host.failures(), Failures { count, last: Errno::EIO });
+        }
     }
 
     #[test]

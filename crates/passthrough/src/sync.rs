@@ -303,10 +303,15 @@ pub(crate) fn syncfs(fs: &Passthrough, node: NodeId) -> Result<()> {
     let place = fs.place_of(node)?;
     let ledgers = fs.places.ledgers();
     let own = |ledger: &&Arc<Ledger>| Arc::ptr_eq(ledger, &place.ledger);
+    // A client that knows of mounts knows the root's file system to be another.
+    let root = &fs.places.at(fs.root.place).ledger;
+    let known = |ledger: &&Arc<Ledger>| {
+        ledger.is_announced() || place.ledger.is_announced() && Arc::ptr_eq(ledger, root)
+    };
     let covered: Vec<_> = match fs.options.durability {
         Durability::Relaxed => ledgers.iter().filter(own).collect(),
         _ if node == NodeId::ROOT => ledgers.iter().collect(),
-        _ => ledgers.iter().filter(|ledger| own(ledger) || !ledger.is_announced()).collect(),
+        _ => ledgers.iter().filter(|ledger| own(ledger) || !known(ledger)).collect(),
     };
     sync_all(fs, &covered)
 }
