@@ -17,6 +17,7 @@
 mod dispatch;
 mod early;
 mod filesystem;
+mod mutant;
 mod observe;
 mod offload;
 mod session;

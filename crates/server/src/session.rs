@@ -15,6 +15,7 @@ use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Reque
 use crate::dispatch::{self, Leave};
 use crate::early::EarlySyncs;
 use crate::filesystem::{FileSystem, Result};
+use crate::mutant::{self, Mutant};
 use crate::offload::Pools;
 use crate::sync::{Earlier, Syncs, Waiting};
 use crate::wait::{LOCK_WAITS_MAX, Wait, Waits};
@@ -104,7 +105,7 @@ impl<F: FileSystem> Session<F> {
     /// To be called when no request is under way any more.
     pub fn end(&self) -> Result<()> {
         self.waits.give_up_all();
-        let synced = self.filesystem.last_call();
+        let synced = if mutant::on(Mutant::LeavesUnsynced) { Ok(()) } else { self.filesystem.last_call() };
         if self.state.take_leave() {
             self.filesystem.destroy();
         }
@@ -125,7 +126,8 @@ impl<F: FileSystem> Session<F> {
             (Step::NoAnswer, _ticket) => exchange.finish_without_reply(),
             (Step::CarryOn, ticket) => {
                 let session = Arc::clone(self);
-                let tickets = ticket.map(|ticket| (ticket, self.carried.enter()));
+                let counted = ticket.filter(|_| !mutant::on(Mutant::CarriedNotCounted));
+                let tickets = counted.map(|ticket| (ticket, self.carried.enter()));
                 self.pools.disk.submit(move || {
                     session.carry_on(exchange, Leave::Disk);
                     drop(tickets);
@@ -233,8 +235,21 @@ impl<F: FileSystem> Session<F> {
             if !complete && session.early_syncs.await_quiet() {
                 session.changes.cut().wait().expect(NEVER_ABORTED);
             }
-            session.filesystem.syncfs(node)
+            session.syncfs(node)
         });
+    }
+
+    fn syncfs(self: &Arc<Self>, node: NodeId) -> Result<()> {
+        if mutant::on(Mutant::AnsweredBeforeSynced) {
+            let session = Arc::clone(self);
+            self.pools.disk.submit(move || _ = session.filesystem.syncfs(node));
+            return Ok(());
+        }
+        match self.filesystem.syncfs(node) {
+            Err(Errno::ENOSYS | Errno::EOPNOTSUPP) if mutant::on(Mutant::UnsupportedIsSuccess) => Ok(()),
+            Err(_) if mutant::on(Mutant::ErrorSwallowed) => Ok(()),
+            synced => synced,
+        }
     }
 
     /// Divides what is earlier than a request, of whichever queue, from what is later. To be called on the thread of
@@ -252,8 +267,13 @@ impl<F: FileSystem> Session<F> {
     fn settle<'a>(&self, earlier: impl IntoIterator<Item = &'a Earlier>) {
         for Earlier { mark, cut } in earlier {
             // Queues come past their marks or are stopped, sooner or later; there is nothing else to do meanwhile.
-            while !mark.wait(LOOK_AGAIN) {}
-            cut.wait().expect(NEVER_ABORTED);
+            while !mutant::on(Mutant::BacklogIgnored) && !mark.wait(LOOK_AGAIN) {}
+            if !mutant::on(Mutant::TakenIgnored) {
+                cut.wait().expect(NEVER_ABORTED);
+            }
+        }
+        if mutant::on(Mutant::LaterAwaited) {
+            self.changes.cut().wait().expect(NEVER_ABORTED);
         }
         self.carried.cut().wait().expect(NEVER_ABORTED);
     }

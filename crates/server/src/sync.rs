@@ -18,6 +18,7 @@ use ashore_wire::seam::BacklogMark;
 use parking_lot::Mutex;
 
 use crate::filesystem::Result;
+use crate::mutant::{self, Mutant};
 use crate::offload::Offload;
 
 /// What is earlier than a sync.
@@ -71,7 +72,14 @@ impl Syncs {
             // Under the lock, so that nobody joins a superblock whose entry is being removed, nor between the end of a
             // round and its answers.
             let mut superblocks = self.0.lock();
-            let (members, after) = round.finish();
+            let (members, mut after) = round.finish();
+            if mutant::on(Mutant::RunningRoundJoined)
+                && let Some(late) = after
+            {
+                let late = late.finish();
+                late.0.for_each(|waiting| (waiting.answer)(synced));
+                after = late.1;
+            }
             if after.is_none() {
                 superblocks.remove(&node);
             }

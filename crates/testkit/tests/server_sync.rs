@@ -29,6 +29,8 @@ struct Script {
     changed: Condvar,
     seen: Mutex<Vec<Moment>>,
     sync_fails: AtomicBool,
+    /// What a sync that fails says.
+    sync_error: Mutex<Option<Errno>>,
 }
 
 impl Script {
@@ -48,7 +50,9 @@ impl Script {
             assert!(!self.changed.wait_for(&mut held, PATIENCE).timed_out(), "{moment:?} was never released");
         }
         match moment {
-            Moment::Sync(_) if self.sync_fails.load(Ordering::SeqCst) => Err(Errno::ENOSPC),
+            Moment::Sync(_) if self.sync_fails.load(Ordering::SeqCst) => {
+                Err(self.sync_error.lock().unwrap_or(Errno::ENOSPC))
+            }
             _ => Ok(()),
         }
     }
@@ -111,6 +115,29 @@ fn syncfs() -> Vec<u8> {
 
 fn getattr() -> Vec<u8> {
     request(Opcode::Getattr, 1, &[GetattrIn::default().as_bytes()])
+}
+
+#[test]
+fn s01_a_sync_is_answered_after_the_host_was_synced_and_not_before() {
+    let served = served();
+    assert!(served.queues[1].submit(&served.write(0), 4096).wait().unwrap().is_ok());
+    served.script.hold(SYNC);
+    let sync = served.queues[0].submit(&syncfs(), 16);
+    served.script.await_moment(SYNC);
+    assert!(sync.stays_out(A_WHILE), "answered before the file system was done");
+    served.script.release(SYNC);
+    assert_eq!(sync.wait(), Some(Ok(vec![])));
+    assert_eq!(served.session.filesystem().syncs.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_file_system_that_cannot_sync_is_no_success() {
+    for errno in [Errno::ENOSYS, Errno::EOPNOTSUPP] {
+        let served = served();
+        served.script.sync_fails.store(true, Ordering::SeqCst);
+        *served.script.sync_error.lock() = Some(errno);
+        assert_eq!(served.queues[0].submit(&syncfs(), 16).wait(), Some(Err(errno)));
+    }
 }
 
 #[test]
@@ -199,6 +226,22 @@ fn s12_a_thousand_syncs_at_once_are_all_answered_and_share_rounds() {
         before + 1,
         "one more round was enough"
     );
+}
+
+#[test]
+fn s12_a_sync_shares_no_round_that_began_before_it_came() {
+    let served = served();
+    served.script.hold(SYNC);
+    let first = served.queues[0].submit(&syncfs(), 16);
+    served.script.await_moment(SYNC);
+    assert!(served.queues[1].submit(&served.write(0), 4096).wait().unwrap().is_ok());
+    let second = served.queues[2].submit(&syncfs(), 16);
+    assert!(served.queues[2].submit(&getattr(), 4096).wait().is_some(), "it has been taken");
+    served.script.release(SYNC);
+    assert_eq!((first.wait(), second.wait()), (Some(Ok(vec![])), Some(Ok(vec![]))));
+    let seen = served.script.seen.lock().clone();
+    let last = |moment| seen.iter().rposition(|seen| *seen == moment);
+    assert!(last(Moment::Written(0)) < last(SYNC), "no sync began after the write: {seen:?}");
 }
 
 #[test]
