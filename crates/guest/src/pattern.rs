@@ -42,21 +42,27 @@ pub fn block(seed: u64, index: u64) -> [u8; BLOCK_SIZE] {
 ///
 /// Holes are skipped, so a large sparse image costs what it holds.
 pub fn count_blocks(image: impl AsRef<Path>, seed: u64) -> io::Result<usize> {
-    let file = File::open(image)?;
+    let found = places(&File::open(image)?, seed)?;
+    Ok(found.into_iter().map(|(index, _)| index).collect::<HashSet<_>>().len())
+}
+
+/// The index and the position of each whole block of `seed` in a file.
+pub fn places(file: &File, seed: u64) -> io::Result<Vec<(u64, u64)>> {
     let end = file.metadata()?.len();
-    let mut found = HashSet::new();
+    let mut found = Vec::new();
     let mut position = 0;
-    while let Some(data) = next_data(&file, position)? {
+    while let Some(data) = next_data(file, position)? {
         position = data / CHUNK * CHUNK;
         let mut chunk = vec![0; CHUNK.min(end - position) as usize];
         file.read_exact_at(&mut chunk, position)?;
-        found.extend(chunk.chunks_exact(BLOCK_SIZE).filter_map(|bytes| index_of(bytes, seed)));
+        let blocks = chunk.chunks_exact(BLOCK_SIZE).zip((position..).step_by(BLOCK_SIZE));
+        found.extend(blocks.filter_map(|(bytes, place)| Some((index_of(bytes, seed)?, place))));
         position += CHUNK;
         if position >= end {
             break;
         }
     }
-    Ok(found.len())
+    Ok(found)
 }
 
 fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {

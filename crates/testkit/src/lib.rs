@@ -7,10 +7,12 @@
 
 pub use ashore_guest as guest;
 
+pub mod delayed;
 pub mod fsx;
 pub mod in_process;
 pub mod loopback;
 pub mod memory_fs;
 pub mod mounted;
+pub mod overtaking;
 pub mod scripted;
 pub mod share;

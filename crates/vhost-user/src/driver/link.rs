@@ -108,8 +108,9 @@ impl VhostUserLink {
         Ok(rustix::net::sockopt::socket_peercred(&self.watched)?.pid)
     }
 
-    /// Threads take queues in turn, each always the same one.
-    fn queue_of_this_thread(&self) -> usize {
+    /// The request queue that this thread's requests take, from 1 on. Threads take queues in turn, each always the same
+    /// one.
+    pub fn queue_of_this_thread(&self) -> usize {
         1 + thread_number() % self.request_queues()
     }
 }
