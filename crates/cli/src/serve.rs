@@ -4,12 +4,14 @@ use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use ashore_passthrough::{
-    CachePolicy, Durability, InodeFileHandles, LockScope, Options, Passthrough, SyncScope,
+    CachePolicy, Durability, IdMap, IdRule, InodeFileHandles, LockScope, Negotiation, Options, Passthrough,
+    SyncScope, XattrMap,
 };
 use ashore_server::{Limits, Metrics, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
@@ -28,7 +30,7 @@ pub(crate) struct ServeArguments {
     shared_dir: PathBuf,
 
     /// Where to listen for the VMM; replaced if nobody listens there any more
-    #[arg(long, value_name = "PATH", required_unless_present = "fd", alias = "socket")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_id_map"], alias = "socket")]
     socket_path: Option<PathBuf>,
 
     /// A listening socket that was inherited, by its descriptor
@@ -67,6 +69,53 @@ pub(crate) struct ServeArguments {
     /// Extended attributes
     #[arg(long)]
     xattr: bool,
+
+    /// Keep the guest's extended attributes under other names, by rules such as ":map::user.virtiofs.:"; implies --xattr
+    #[arg(long, value_name = "RULES")]
+    xattrmap: Option<XattrMap>,
+
+    /// Access control lists, checked by the guest and kept by the host: always, auto (if both can), or never. Implies
+    /// --xattr. Without a value: always
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t = Negotiation::Never,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always"
+    )]
+    posix_acl: Negotiation,
+
+    /// Give new files the security labels the guest wants (SELinux); as --posix-acl
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t = Negotiation::Never,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always"
+    )]
+    security_label: Negotiation,
+
+    /// Make users of the guest others on the host: map:GUEST:HOST:COUNT; or guest, host, squash-guest, squash-host with
+    /// the same fields, source first; or forbid-guest:GUEST:COUNT. May be given several times
+    #[arg(long, value_name = "RULE")]
+    translate_uid: Vec<IdRule>,
+
+    /// Likewise for groups
+    #[arg(long, value_name = "RULE")]
+    translate_gid: Vec<IdRule>,
+
+    /// All that the guest makes belongs to the user and group the server runs as, and what is theirs is root's in the
+    /// guest, or that of UID and GID: me, me:UID or me:UID:GID
+    #[arg(long, value_name = "me", conflicts_with_all = ["translate_uid", "translate_gid"])]
+    map: Option<MapMe>,
+
+    /// Show who the guest's users and groups are on the host, and end
+    #[arg(long)]
+    print_id_map: bool,
 
     /// How inodes are held: by file handle where that works (prefer), always, or by a descriptor each (never)
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = InodeFileHandles::Prefer)]
@@ -177,6 +226,27 @@ pub(crate) struct ServeArguments {
     log_level: LogLevel,
 }
 
+/// Whose the server's own files are in the guest.
+#[derive(Clone, Copy, Debug)]
+struct MapMe {
+    uid: u32,
+    gid: u32,
+}
+
+impl FromStr for MapMe {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MapMe, String> {
+        let number = |text: &str| text.parse().map_err(|_| format!("\"{text}\" is not an id"));
+        match text.split(':').collect::<Vec<_>>()[..] {
+            ["me"] => Ok(MapMe { uid: 0, gid: 0 }),
+            ["me", uid] => Ok(MapMe { uid: number(uid)?, gid: number(uid)? }),
+            ["me", uid, gid] => Ok(MapMe { uid: number(uid)?, gid: number(gid)? }),
+            _ => Err("use me, me:UID or me:UID:GID".into()),
+        }
+    }
+}
+
 /// What FLUSH of a written file does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Flush {
@@ -191,7 +261,12 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::start(arguments.log_level);
     arguments.hint();
     prepare_process();
-    let filesystem = Passthrough::new(arguments.passthrough_options())?;
+    let id_maps = arguments.id_maps()?;
+    if arguments.print_id_map {
+        print!("users\n{}groups\n{}", id_maps[0], id_maps[1]);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let filesystem = Passthrough::new(arguments.passthrough_options(id_maps))?;
     let early_sync_grace = Duration::from_millis(arguments.early_sync_grace);
     let session = Session::new(filesystem, Limits { early_sync_grace, ..Default::default() });
     let listener = arguments.listen()?;
@@ -252,12 +327,29 @@ impl ServeArguments {
         }
     }
 
-    fn passthrough_options(&self) -> Options {
+    /// Users and groups.
+    fn id_maps(&self) -> anyhow::Result<[IdMap; 2]> {
+        if let Some(MapMe { uid, gid }) = self.map {
+            let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            return Ok([IdMap::all_to_one(own.0, uid)?, IdMap::all_to_one(own.1, gid)?]);
+        }
+        Ok([
+            IdMap::new(self.translate_uid.iter().copied()).context("--translate-uid")?,
+            IdMap::new(self.translate_gid.iter().copied()).context("--translate-gid")?,
+        ])
+    }
+
+    fn passthrough_options(&self, [uids, gids]: [IdMap; 2]) -> Options {
         Options {
             cache: self.cache,
             writeback: self.writeback,
             readonly: self.readonly,
             xattr: self.xattr,
+            xattr_map: self.xattrmap.clone(),
+            posix_acl: self.posix_acl,
+            security_label: self.security_label,
+            uids,
+            gids,
             inode_file_handles: self.inode_file_handles,
             announce_submounts: !self.no_announce_submounts,
             allow_direct_io: self.allow_direct_io,

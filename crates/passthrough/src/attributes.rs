@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, U
 use crate::credentials::BitsCleared;
 use crate::handles::OpenFile;
 use crate::host::{DescriptorPath, HostResult, HostStatx, told};
+use crate::ids::IdMap;
 use crate::sync::{Change, settled};
 use crate::{Inode, Passthrough};
 
@@ -22,7 +23,7 @@ const FRESHNESS: AtFlags = AtFlags::from_bits_retain(0x6000);
 /// GETATTR. One system call.
 pub(crate) fn getattr(fs: &Passthrough, node: NodeId, handle: Option<FileHandle>) -> Result<Attributes> {
     let stat = stat(fs, node, handle, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
-    Ok(Attributes { attr: to_wire(&stat), timeout: fs.options.cache.timeout() })
+    Ok(Attributes { attr: to_wire(fs, &stat), timeout: fs.options.cache.timeout() })
 }
 
 /// STATX.
@@ -36,7 +37,7 @@ pub(crate) fn statx(
     let flags = AtFlags::from_bits_retain(flags) & FRESHNESS;
     let wanted = StatxFlags::from_bits_retain(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
     let stat = stat(fs, node, handle, flags, wanted)?;
-    Ok((statx_to_wire(&stat), fs.options.cache.timeout()))
+    Ok((statx_to_wire(fs, &stat), fs.options.cache.timeout()))
 }
 
 /// By the handle if there is one, for the node may have no name any more.
@@ -84,7 +85,7 @@ pub(crate) fn setattr(fs: &Passthrough, node: NodeId, set: &SetAttributes<'_>) -
     let settled = target.settle(fs);
     outcome.and(settled)?;
     let stat = rustix::fs::statx(target.fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).told()?;
-    Ok(Attributes { attr: to_wire(&stat), timeout: fs.options.cache.timeout() })
+    Ok(Attributes { attr: to_wire(fs, &stat), timeout: fs.options.cache.timeout() })
 }
 
 fn apply(fs: &Passthrough, target: &Target<'_>, node: NodeId, set: &SetAttributes<'_>) -> Result<()> {
@@ -93,8 +94,8 @@ fn apply(fs: &Passthrough, target: &Target<'_>, node: NodeId, set: &SetAttribute
         target.chmod(fs, Mode::from_raw_mode(values.mode & 0o7777)).told()?;
     }
     if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
-        let uid = id(valid.contains(SetattrValid::UID), values.uid)?.map(Uid::from_raw);
-        let gid = id(valid.contains(SetattrValid::GID), values.gid)?.map(Gid::from_raw);
+        let uid = id(valid.contains(SetattrValid::UID), values.uid, &fs.options.uids)?.map(Uid::from_raw);
+        let gid = id(valid.contains(SetattrValid::GID), values.gid, &fs.options.gids)?.map(Gid::from_raw);
         rustix::fs::chownat(target.fd(), c"", uid, gid, AtFlags::EMPTY_PATH).told()?;
     }
     if valid.contains(SetattrValid::SIZE) {
@@ -107,12 +108,12 @@ fn apply(fs: &Passthrough, target: &Target<'_>, node: NodeId, set: &SetAttribute
     Ok(())
 }
 
-/// An id of the protocol that is to be set; the one that means "leave it" to the host is none.
-fn id(wanted: bool, id: u32) -> Result<Option<u32>> {
+/// The host's id for one that is to be set; the one that means "leave it" to the host is none.
+fn id(wanted: bool, id: u32, map: &IdMap) -> Result<Option<u32>> {
     match (wanted, id) {
         (false, _) => Ok(None),
         (true, u32::MAX) => Err(Errno::EINVAL),
-        (true, id) => Ok(Some(id)),
+        (true, id) => map.to_host(id).map(Some),
     }
 }
 
@@ -232,17 +233,16 @@ impl Target<'_> {
 /// ACCESS, by the permission bits and the ids the client sent. Linux checks itself and does not ask.
 pub(crate) fn access(fs: &Passthrough, caller: &Caller<'_>, node: NodeId, mask: u32) -> Result<()> {
     let stat = stat(fs, node, None, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
-    let mode = u32::from(stat.stx_mode);
+    let Attr { mode, uid: owner, gid: group, .. } = to_wire(fs, &stat);
     let wanted = mask & 0o7;
     if wanted & 0o2 != 0 {
         fs.refuse_if_readonly()?;
     }
-    let in_group =
-        caller.gid == stat.stx_gid || caller.extensions.group_ids().any(|group| group == stat.stx_gid);
+    let in_group = caller.gid == group || caller.extensions.group_ids().any(|other| other == group);
     let granted = match caller.uid {
         0 if mode & 0o111 != 0 || mode & libc::S_IFMT == libc::S_IFDIR => 0o7,
         0 => 0o6,
-        uid if uid == stat.stx_uid => mode >> 6,
+        uid if uid == owner => mode >> 6,
         _ if in_group => mode >> 3,
         _ => mode,
     };
@@ -266,7 +266,7 @@ pub(crate) fn statfs(fs: &Passthrough, node: NodeId) -> Result<Kstatfs> {
 }
 
 /// Attributes as the protocol has them.
-pub(crate) fn to_wire(stat: &HostStatx) -> Attr {
+pub(crate) fn to_wire(fs: &Passthrough, stat: &HostStatx) -> Attr {
     Attr {
         ino: stat.stx_ino,
         size: stat.stx_size,
@@ -279,8 +279,8 @@ pub(crate) fn to_wire(stat: &HostStatx) -> Attr {
         ctimensec: stat.stx_ctime.tv_nsec,
         mode: stat.stx_mode.into(),
         nlink: stat.stx_nlink,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
+        uid: fs.options.uids.to_guest(stat.stx_uid),
+        gid: fs.options.gids.to_guest(stat.stx_gid),
         rdev: wire_device(stat.stx_rdev_major, stat.stx_rdev_minor),
         blksize: stat.stx_blksize,
         flags: 0,
@@ -292,7 +292,7 @@ pub(crate) fn wire_device(major: u32, minor: u32) -> u32 {
     minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12
 }
 
-fn statx_to_wire(stat: &HostStatx) -> Statx {
+fn statx_to_wire(fs: &Passthrough, stat: &HostStatx) -> Statx {
     let time = |time: &rustix::fs::StatxTimestamp| SxTime {
         tv_sec: time.tv_sec,
         tv_nsec: time.tv_nsec,
@@ -303,8 +303,8 @@ fn statx_to_wire(stat: &HostStatx) -> Statx {
         blksize: stat.stx_blksize,
         attributes: stat.stx_attributes.bits(),
         nlink: stat.stx_nlink,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
+        uid: fs.options.uids.to_guest(stat.stx_uid),
+        gid: fs.options.gids.to_guest(stat.stx_gid),
         mode: stat.stx_mode,
         ino: stat.stx_ino,
         size: stat.stx_size,

@@ -14,6 +14,7 @@ use rustix::thread::{
 };
 
 use crate::host::HostResult;
+use crate::ids::IdMap;
 
 /// Supplementary groups taken over from a caller, at most. Linux sends one.
 const GROUPS_MAX: usize = 32;
@@ -49,20 +50,20 @@ impl Credentials {
     /// permissions a second time, for clients that do not tell all groups of the caller.
     pub(crate) fn become_caller(
         &self,
-        caller: &Caller<'_>,
+        caller: &CallerIds,
         override_permissions: bool,
     ) -> Result<AsCaller<'_>> {
         let mut guard =
             AsCaller { own: self, uid: false, gid: false, groups: false, on_this_thread: PhantomData };
-        let groups = caller.extensions.groups.is_some();
+        let groups = caller.groups.is_some();
         if !self.may_switch || (caller.uid, caller.gid) == (self.uid.as_raw(), self.gid.as_raw()) && !groups {
             return Ok(guard);
         }
         if caller.uid == NOBODY || caller.gid == NOBODY {
             return Err(Errno::EOVERFLOW);
         }
-        if groups {
-            self.take_groups(caller)?;
+        if let Some((groups, count)) = &caller.groups {
+            set_thread_groups(&groups[..*count]).told()?;
             guard.groups = true;
         }
         if caller.gid != self.gid.as_raw() {
@@ -79,17 +80,31 @@ impl Credentials {
         }
         Ok(guard)
     }
+}
 
-    fn take_groups(&self, caller: &Caller<'_>) -> Result<()> {
-        let mut groups = [Gid::ROOT; GROUPS_MAX];
-        let mut count = 0;
-        for (place, group) in
-            groups.iter_mut().zip(caller.extensions.group_ids().filter(|group| *group != NOBODY))
-        {
-            *place = Gid::from_raw(group);
-            count += 1;
+/// Who the caller is on the host.
+#[derive(Debug)]
+pub(crate) struct CallerIds {
+    uid: u32,
+    gid: u32,
+    groups: Option<([Gid; GROUPS_MAX], usize)>,
+}
+
+impl CallerIds {
+    /// Of this caller; EPERM if he may not use one of his ids.
+    pub(crate) fn of(caller: &Caller<'_>, uids: &IdMap, gids: &IdMap) -> Result<CallerIds> {
+        let mut ids =
+            CallerIds { uid: uids.to_host(caller.uid)?, gid: gids.to_host(caller.gid)?, groups: None };
+        if caller.extensions.groups.is_some() {
+            let (mut groups, mut count) = ([Gid::ROOT; GROUPS_MAX], 0);
+            let sent = caller.extensions.group_ids().filter(|group| *group != NOBODY);
+            for (place, group) in groups.iter_mut().zip(sent) {
+                *place = Gid::from_raw(gids.to_host(group)?);
+                count += 1;
+            }
+            ids.groups = Some((groups, count));
         }
-        set_thread_groups(&groups[..count]).told()
+        Ok(ids)
     }
 }
 

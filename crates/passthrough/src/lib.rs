@@ -8,9 +8,10 @@
 //! | `inodes.rs` | what a client has looked up: node ids, handles, a bounded number of descriptors |
 //! | `places.rs` | the mounts a share is made of, also those made after it was opened |
 //! | `names.rs`, `attributes.rs`, `data.rs`, `directory.rs`, `xattr.rs`, `ioctl.rs` | the operations |
+//! | `xattrmap.rs` | other names for extended attributes |
 //! | `handles.rs` | what a client has open |
 //! | `locks.rs` | locks that other clients and the host see |
-//! | `credentials.rs` | files belong to the caller who made them |
+//! | `credentials.rs`, `ids.rs` | files belong to the caller who made them, and who that is on the host |
 //! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
 //! | `dirt.rs` | which inodes a client changed, where a sync is to cover no others |
 //! | `hostfs.rs`, `rounds.rs`, `backing.rs` | the host's file systems: rounds of syncs, errors, and what cannot be stable |
@@ -43,6 +44,7 @@ mod dirt;
 mod handles;
 mod host;
 mod hostfs;
+mod ids;
 mod inodes;
 mod ioctl;
 mod locks;
@@ -53,6 +55,7 @@ mod rounds;
 mod sync;
 mod sys;
 mod xattr;
+mod xattrmap;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,9 +76,14 @@ use rustix::io::Errno as HostErrno;
 
 pub use backing::Backing;
 pub use hostfs::{HostCalls, HostFileSystems, HostReport};
-pub use options::{CachePolicy, Durability, InodeFileHandles, LockScope, Options, StartError, SyncScope};
+pub use ids::{IdMap, IdRule, IdRuleError};
+pub use options::{
+    CachePolicy, Durability, InodeFileHandles, LockScope, Negotiation, Options, StartError, SyncScope,
+};
 
-use credentials::{AsCaller, Credentials};
+pub use xattrmap::{XattrMap, XattrMapError};
+
+use credentials::{AsCaller, CallerIds, Credentials};
 use handles::Handles;
 use host::FileIdentity;
 use inodes::{Candidate, Found, Inodes, Location, SharedFd};
@@ -94,6 +102,8 @@ pub struct Passthrough {
     agreed: AtomicU64,
     /// Extended attributes can be reached relative to a directory.
     relative_xattrs: bool,
+    /// The host file system of the share has access control lists.
+    has_acls: bool,
 }
 
 /// The shared directory itself.
@@ -155,7 +165,7 @@ impl Passthrough {
         let place =
             places.enter(&identity, share.as_fd()).map_err(|refusal| refused(&options, refusal))?.index;
         warn_of_options(&options);
-        Ok(Passthrough {
+        let mut passthrough = Passthrough {
             root: Root { descriptor: Arc::new(share), place, number: identity.ino, kind: identity.kind },
             inodes: Inodes::new(options.descriptor_bound),
             handles: Handles::default(),
@@ -163,9 +173,38 @@ impl Passthrough {
             credentials: Credentials::of_this_thread(),
             agreed: AtomicU64::new(0),
             relative_xattrs: xattr::has_relative_calls(places.descriptors()),
+            has_acls: false,
             places,
             options,
-        })
+        };
+        passthrough.has_acls = xattr::has_acls(&passthrough, passthrough.root.descriptor.as_fd());
+        passthrough.check_options()?;
+        Ok(passthrough)
+    }
+
+    /// Options that need each other, or a host that can do what they ask for.
+    fn check_options(&self) -> std::result::Result<(), StartError> {
+        let Options { posix_acl, xattr_map, uids, gids, shared_dir, .. } = &self.options;
+        match posix_acl {
+            Negotiation::Never => return Ok(()),
+            Negotiation::Always if !self.has_acls => {
+                return Err(StartError::NoAcls { path: shared_dir.clone() });
+            }
+            Negotiation::Auto if !self.has_acls => {
+                tracing::info!(
+                    "{} has no access control lists; the guest is offered none",
+                    shared_dir.display()
+                );
+            }
+            _ => {}
+        }
+        if !uids.is_identity() || !gids.is_identity() {
+            return Err(StartError::AclsOfOthers);
+        }
+        match xattr_map {
+            Some(map) if !xattr::ACLS.iter().all(|name| map.keeps(name)) => Err(StartError::AclsMapped),
+            _ => Ok(()),
+        }
     }
 
     /// How it is shared.
@@ -263,7 +302,8 @@ impl Passthrough {
 
     /// Takes on the caller's ids, to make a file that belongs to him.
     fn become_caller(&self, caller: &Caller<'_>) -> Result<AsCaller<'_>> {
-        self.credentials.become_caller(caller, !self.agreed(InitFlags::CREATE_SUPP_GROUP))
+        let ids = CallerIds::of(caller, &self.options.uids, &self.options.gids)?;
+        self.credentials.become_caller(&ids, !self.agreed(InitFlags::CREATE_SUPP_GROUP))
     }
 }
 
@@ -313,7 +353,17 @@ fn warn_of_options(options: &Options) {
 
 impl FileSystem for Passthrough {
     fn features(&self) -> InitFlags {
-        self.options.features()
+        let acls = self.options.posix_acl != Negotiation::Never && self.has_acls;
+        let mut features = self.options.features();
+        features.set(InitFlags::POSIX_ACL | InitFlags::DONT_MASK | InitFlags::SETXATTR_EXT, acls);
+        features
+    }
+
+    fn required(&self) -> InitFlags {
+        let mut required = InitFlags::empty();
+        required.set(InitFlags::POSIX_ACL, self.options.posix_acl == Negotiation::Always);
+        required.set(InitFlags::SECURITY_CTX, self.options.security_label == Negotiation::Always);
+        required
     }
 
     fn init(&self, agreement: &Agreement) {
@@ -369,14 +419,21 @@ impl FileSystem for Passthrough {
         parent: NodeId,
         name: Name<'_>,
         mode: u32,
-        _: u32,
+        umask: u32,
         device: u32,
     ) -> Result<Entry> {
-        names::mknod(self, caller, parent, name, mode, device)
+        names::mknod(self, caller, parent, name, (mode, umask), device)
     }
 
-    fn mkdir(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, _: u32) -> Result<Entry> {
-        names::mkdir(self, caller, parent, name, mode)
+    fn mkdir(
+        &self,
+        caller: &Caller<'_>,
+        parent: NodeId,
+        name: Name<'_>,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        names::mkdir(self, caller, parent, name, (mode, umask))
     }
 
     fn unlink(&self, _: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<()> {
@@ -414,14 +471,21 @@ impl FileSystem for Passthrough {
         name: Name<'_>,
         flags: u32,
         mode: u32,
-        _: u32,
+        umask: u32,
         open_flags: OpenRequestFlags,
     ) -> Result<Created> {
-        names::create(self, caller, parent, name, (flags, mode), open_flags)
+        names::create(self, caller, parent, name, (flags, mode, umask), open_flags)
     }
 
-    fn tmpfile(&self, caller: &Caller<'_>, parent: NodeId, flags: u32, mode: u32, _: u32) -> Result<Created> {
-        names::tmpfile(self, caller, parent, flags, mode)
+    fn tmpfile(
+        &self,
+        caller: &Caller<'_>,
+        parent: NodeId,
+        flags: u32,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Created> {
+        names::tmpfile(self, caller, parent, flags, (mode, umask))
     }
 
     fn read(&self, node: NodeId, read: &Read, target: &mut dyn ReplyBody) -> Result<usize> {
@@ -469,9 +533,9 @@ impl FileSystem for Passthrough {
         name: &CStr,
         value: &[u8],
         flags: u32,
-        _: u32,
+        setxattr_flags: u32,
     ) -> Result<()> {
-        xattr::setxattr(self, node, name, value, flags)
+        xattr::setxattr(self, node, name, value, (flags, setxattr_flags))
     }
 
     fn getxattr(&self, _: &Caller<'_>, node: NodeId, name: &CStr, buffer: &mut [u8]) -> Result<usize> {

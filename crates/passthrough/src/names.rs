@@ -19,7 +19,7 @@ use crate::inodes::{Candidate, Key, Location, Recognised, SharedFd};
 use crate::options::InodeFileHandles;
 use crate::places::{Place, identity_of};
 use crate::sync::Change;
-use crate::{Inode, Passthrough, data, sys};
+use crate::{Inode, Passthrough, data, sys, xattr};
 
 /// How often to look again when a name is given to other files all the time.
 const ATTEMPTS: usize = 10;
@@ -120,7 +120,7 @@ fn candidate(place: &Place, identity: &FileIdentity) -> Candidate {
 }
 
 fn entry(fs: &Passthrough, node: NodeId, stat: &HostStatx, parent: &Place, place: &Place) -> Entry {
-    let mut attr = to_wire(stat);
+    let mut attr = to_wire(fs, stat);
     let begins_here = place.index != parent.index && attr.mode & libc::S_IFMT == libc::S_IFDIR;
     if begins_here && fs.agreed(InitFlags::SUBMOUNTS) {
         attr.flags = AttrFlags::SUBMOUNT.bits();
@@ -147,13 +147,14 @@ pub(crate) fn mknod(
     caller: &Caller<'_>,
     parent: NodeId,
     name: Name<'_>,
-    mode: u32,
+    (mode, umask): (u32, u32),
     device: u32,
 ) -> Result<Entry> {
     let kind = rustix::fs::FileType::from_raw_mode(mode);
     let device = host_device(device);
     make(fs, caller, parent, name, |directory| {
-        rustix::fs::mknodat(directory, name.as_c_str(), kind, permissions(mode), device)
+        let mode = permissions(fs, directory, mode, umask);
+        rustix::fs::mknodat(directory, name.as_c_str(), kind, mode, device)
     })
 }
 
@@ -163,10 +164,10 @@ pub(crate) fn mkdir(
     caller: &Caller<'_>,
     parent: NodeId,
     name: Name<'_>,
-    mode: u32,
+    (mode, umask): (u32, u32),
 ) -> Result<Entry> {
     make(fs, caller, parent, name, |directory| {
-        rustix::fs::mkdirat(directory, name.as_c_str(), permissions(mode))
+        rustix::fs::mkdirat(directory, name.as_c_str(), permissions(fs, directory, mode, umask))
     })
 }
 
@@ -200,7 +201,21 @@ fn make(
     call(directory.fd()).told()?;
     drop(as_caller);
     listed.settle(fs)?;
-    entry_at(fs, directory.fd(), directory.place, name.as_c_str())
+    let entry = entry_at(fs, directory.fd(), directory.place, name.as_c_str())?;
+    let node = NodeId(entry.node);
+    let labelled = fs.inode(node).and_then(|made| xattr::label(fs, made.fd(), caller));
+    labelled.inspect_err(|_| unmake(fs, &directory, name, node))?;
+    Ok(entry)
+}
+
+/// What the client wanted to have a label and could not be given it must not stay.
+fn unmake(fs: &Passthrough, directory: &Inode<'_>, name: Name<'_>, node: NodeId) {
+    fs.inodes.forget(node, 1);
+    for flags in [AtFlags::empty(), AtFlags::REMOVEDIR] {
+        if rustix::fs::unlinkat(directory.fd(), name.as_c_str(), flags).is_ok() {
+            return;
+        }
+    }
 }
 
 /// CREATE.
@@ -209,26 +224,24 @@ pub(crate) fn create(
     caller: &Caller<'_>,
     parent: NodeId,
     name: Name<'_>,
-    (flags, mode): (u32, u32),
+    (flags, mode, umask): (u32, u32, u32),
     open_flags: OpenRequestFlags,
 ) -> Result<Created> {
     fs.refuse_if_readonly()?;
     let directory = fs.inode(parent)?;
     let exclusively = data::host_flags(fs, flags) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
     let listed = Change::of(fs, &directory);
+    let mode = permissions(fs, directory.fd(), mode, umask);
     let as_caller = fs.become_caller(caller)?;
-    let made = rustix::fs::openat2(
-        directory.fd(),
-        name.as_c_str(),
-        exclusively | OFlags::CLOEXEC,
-        permissions(mode),
-        BENEATH,
-    );
+    let exclusively = exclusively | OFlags::CLOEXEC;
+    let made = rustix::fs::openat2(directory.fd(), name.as_c_str(), exclusively, mode, BENEATH);
     drop(as_caller);
     match made {
         Ok(file) => {
             listed.mark();
-            made_file(fs, &directory, file, false)
+            let labelled = xattr::label(fs, file.as_fd(), caller);
+            let made = labelled.and_then(|()| made_file(fs, &directory, file, false));
+            made.inspect_err(|_| _ = rustix::fs::unlinkat(directory.fd(), name.as_c_str(), AtFlags::empty()))
         }
         Err(HostErrno::EXIST) if flags & libc::O_EXCL as u32 == 0 => {
             let entry = entry_at(fs, directory.fd(), directory.place, name.as_c_str())?;
@@ -246,16 +259,19 @@ pub(crate) fn tmpfile(
     caller: &Caller<'_>,
     parent: NodeId,
     flags: u32,
-    mode: u32,
+    (mode, umask): (u32, u32),
 ) -> Result<Created> {
     fs.refuse_if_readonly()?;
     let directory = fs.inode(parent)?;
     let excluded = if flags & libc::O_EXCL as u32 == 0 { OFlags::empty() } else { OFlags::EXCL };
     let flags = data::host_flags(fs, flags) | OFlags::TMPFILE | excluded | OFlags::CLOEXEC;
+    let mode = permissions(fs, directory.fd(), mode, umask);
     let as_caller = fs.become_caller(caller)?;
-    let made = rustix::fs::openat2(directory.fd(), c".", flags, permissions(mode), BENEATH);
+    let made = rustix::fs::openat2(directory.fd(), c".", flags, mode, BENEATH);
     drop(as_caller);
-    made_file(fs, &directory, made.told()?, true)
+    let file = made.told()?;
+    xattr::label(fs, file.as_fd(), caller)?;
+    made_file(fs, &directory, file, true)
 }
 
 /// The entry and handle of a file that has just been made and opened.
@@ -345,8 +361,11 @@ pub(crate) fn readlink(fs: &Passthrough, node: NodeId) -> Result<Vec<u8>> {
     rustix::fs::readlinkat(inode.fd(), c"", Vec::new()).told().map(|target| target.into_bytes())
 }
 
-fn permissions(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & 0o7777)
+/// Permissions of what is made in `directory`. A client that has access control lists leaves its umask to us, for it
+/// does not count where the directory's default list says what is permitted.
+fn permissions(fs: &Passthrough, directory: BorrowedFd<'_>, mode: u32, umask: u32) -> Mode {
+    let masked = fs.agreed(InitFlags::DONT_MASK) && !xattr::has_default_acl(fs, directory);
+    Mode::from_raw_mode(mode & 0o7777 & if masked { !umask } else { !0 })
 }
 
 /// A device number of the protocol: 12 bits of major, 20 of minor, in the order the kernel has had them since 2.6.

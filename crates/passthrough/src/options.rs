@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use ashore_wire::flags::{InitFlags, OpenReplyFlags};
 
+use crate::ids::IdMap;
+use crate::xattrmap::XattrMap;
+
 /// Long enough that a client never asks again: a day, as the incumbent has it.
 const LONG_TIMEOUT: Duration = Duration::from_secs(86_400);
 /// How long names and attributes may be remembered with [`CachePolicy::Auto`].
@@ -25,8 +28,18 @@ pub struct Options {
     pub writeback: bool,
     /// Refuse every change with EROFS.
     pub readonly: bool,
-    /// Serve extended attributes; without this they are ENOSYS.
+    /// Serve extended attributes; without this they are ENOSYS, unless one of the next three wants them.
     pub xattr: bool,
+    /// Other names for extended attributes on the host.
+    pub xattr_map: Option<XattrMap>,
+    /// Access control lists.
+    pub posix_acl: Negotiation,
+    /// Security labels for new files, as SELinux wants them.
+    pub security_label: Negotiation,
+    /// Users of the client, and who they are on the host.
+    pub uids: IdMap,
+    /// Groups likewise.
+    pub gids: IdMap,
     /// How inodes are held.
     pub inode_file_handles: InodeFileHandles,
     /// Tell the client where other host file systems begin, so that it mounts each of its own.
@@ -68,6 +81,11 @@ impl Options {
             writeback: false,
             readonly: false,
             xattr: false,
+            xattr_map: None,
+            posix_acl: Negotiation::Never,
+            security_label: Negotiation::Never,
+            uids: IdMap::default(),
+            gids: IdMap::default(),
             inode_file_handles: InodeFileHandles::Prefer,
             announce_submounts: true,
             allow_direct_io: false,
@@ -104,11 +122,22 @@ impl Options {
         features.set(InitFlags::CACHE_SYMLINKS, long);
         features.set(InitFlags::SUBMOUNTS, self.announce_submounts);
         features.set(InitFlags::WRITEBACK_CACHE, self.writeback_granted());
-        features.set(InitFlags::HANDLE_KILLPRIV_V2, self.killpriv_v2);
+        // Under another name the host does not know a capability, and would not take it from a file that is written; so
+        // the client has to.
+        let capability = c"security.capability";
+        let mapped = self.xattr_map.as_ref().is_some_and(|map| !map.keeps(capability));
+        features.set(InitFlags::HANDLE_KILLPRIV_V2, self.killpriv_v2 && !mapped);
+        features.set(InitFlags::SECURITY_CTX, self.security_label != Negotiation::Never);
         features.set(InitFlags::DIRECT_IO_ALLOW_MMAP, self.allow_mmap);
         features.set(InitFlags::POSIX_LOCKS, self.posix_lock != LockScope::Guest);
         features.set(InitFlags::FLOCK_LOCKS, self.flock != LockScope::Guest);
         features
+    }
+
+    /// Whether there are extended attributes at all.
+    pub(crate) fn serves_xattrs(&self) -> bool {
+        let negotiated = [self.posix_acl, self.security_label];
+        self.xattr || self.xattr_map.is_some() || negotiated.iter().any(|one| *one != Negotiation::Never)
     }
 
     /// With `strict` an acknowledged change is stable, and what sits in a client's cache is acknowledged to its
@@ -174,6 +203,19 @@ pub enum InodeFileHandles {
     Prefer,
     /// By file handle; what has none cannot be looked up.
     Mandatory,
+}
+
+/// Whether a feature is offered to a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Negotiation {
+    /// It is not.
+    #[default]
+    Never,
+    /// It is, if the host can; a client may do without.
+    Auto,
+    /// It is; a host that cannot is an error at start, and a client that does without is refused.
+    Always,
 }
 
 /// Who sees the locks that a client's processes take.
@@ -254,6 +296,24 @@ pub enum StartError {
         /// What the host said.
         source: io::Error,
     },
+    /// Access control lists are wanted, and the host has none.
+    #[error(
+        "{path} is on a file system without access control lists; share another, or use --posix-acl=auto"
+    )]
+    NoAcls {
+        /// The shared directory.
+        path: PathBuf,
+    },
+    /// Access control lists name users and groups by ids, which nobody would translate.
+    #[error(
+        "--posix-acl does not go with ids that are translated; use --uid-map and --gid-map, or leave one of them out"
+    )]
+    AclsOfOthers,
+    /// Access control lists under another name mean nothing to the host.
+    #[error(
+        "--posix-acl does not go with this --xattrmap; let it begin with \":ok:all:system.posix_acl_:system.posix_acl_:\""
+    )]
+    AclsMapped,
     /// The host file system of the share cannot be stable.
     #[error("{path} cannot be made stable: {why}; share another file system, or drop --require-durable")]
     NotDurable {

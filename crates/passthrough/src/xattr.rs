@@ -4,20 +4,24 @@
 //! device has them too and must not be opened. Linux 6.13 takes such a path relative to /proc/self/fd; older kernels
 //! are given it from the root.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 
-use ashore_server::Result;
+use ashore_server::{Caller, Result};
+use ashore_wire::flags::InitFlags;
 use ashore_wire::{Errno, NodeId};
-use rustix::fs::XattrFlags;
+use rustix::fs::{AtFlags, Mode, XattrFlags};
 
-use crate::host::{DescriptorPath, HostResult};
+use crate::host::{DescriptorPath, HostResult, statx_of};
 use crate::sync::Change;
-use crate::{Passthrough, sys};
+use crate::{Inode, Passthrough, sys};
 
 /// Access control lists are attributes to the host and more than that to a client, which has to know of them. Without
 /// that agreement they are not shown.
-const HIDDEN: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+pub(crate) const ACLS: [&CStr; 2] = [ACCESS_ACL, DEFAULT_ACL];
+const ACCESS_ACL: &CStr = c"system.posix_acl_access";
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 /// Whether the host takes paths of attributes relative to a directory.
 pub(crate) fn has_relative_calls(descriptors: BorrowedFd<'_>) -> bool {
@@ -29,65 +33,147 @@ pub(crate) fn has_relative_calls(descriptors: BorrowedFd<'_>) -> bool {
     )
 }
 
+/// `FUSE_SETXATTR_ACL_KILL_SGID`: the caller is not in the file's group, so the set-group-id bit goes.
+const KILL_SGID: u32 = 1 << 0;
+/// Names that are put together in a buffer of ours when they are not passed on as they are: as many bytes as the host has.
+const LIST_MAX: usize = 64 << 10;
+
 /// SETXATTR.
-pub(crate) fn setxattr(fs: &Passthrough, node: NodeId, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
-    let inode = fs.inode(served(fs, node, name)?)?;
+pub(crate) fn setxattr(
+    fs: &Passthrough,
+    node: NodeId,
+    name: &CStr,
+    value: &[u8],
+    (flags, setxattr_flags): (u32, u32),
+) -> Result<()> {
+    let on_host = served(fs, name)?;
+    let inode = fs.inode(node)?;
     fs.refuse_if_readonly()?;
     let change = Change::of(fs, &inode);
-    let path = DescriptorPath::of(inode.fd());
-    if fs.relative_xattrs {
-        sys::setxattr_at(fs.places.descriptors(), path.as_c_str(), name, value, flags).told()?;
-    } else {
-        let flags = XattrFlags::from_bits_retain(flags);
-        rustix::fs::setxattr(absolute(&path).as_c_str(), name, value, flags).told()?;
+    set(fs, inode.fd(), &on_host, value, flags)?;
+    if name == ACCESS_ACL && setxattr_flags & KILL_SGID != 0 {
+        kill_sgid(fs, &inode)?;
     }
     change.settle(fs)
 }
 
 /// GETXATTR.
 pub(crate) fn getxattr(fs: &Passthrough, node: NodeId, name: &CStr, buffer: &mut [u8]) -> Result<usize> {
-    let inode = fs.inode(served(fs, node, name)?)?;
-    let path = DescriptorPath::of(inode.fd());
-    if fs.relative_xattrs {
-        sys::getxattr_at(fs.places.descriptors(), path.as_c_str(), name, buffer).told()
-    } else {
-        rustix::fs::getxattr(absolute(&path).as_c_str(), name, buffer).told()
-    }
+    let name = served(fs, name)?;
+    get(fs, fs.inode(node)?.fd(), &name, buffer).told()
 }
 
 /// LISTXATTR.
 pub(crate) fn listxattr(fs: &Passthrough, node: NodeId, buffer: &mut [u8]) -> Result<usize> {
-    let inode = fs.inode(served(fs, node, c"")?)?;
-    let path = DescriptorPath::of(inode.fd());
-    let length = if fs.relative_xattrs {
-        sys::listxattr_at(fs.places.descriptors(), path.as_c_str(), buffer).told()?
-    } else {
-        rustix::fs::listxattr(absolute(&path).as_c_str(), &mut *buffer).told()?
+    refuse_if_not_served(fs)?;
+    let inode = fs.inode(node)?;
+    let Some(map) = &fs.options.xattr_map else {
+        let length = list(fs, inode.fd(), buffer).told()?;
+        // Only the length was asked for: that of names that are hidden may be in it, which does no harm.
+        return if buffer.is_empty() || fs.agreed(InitFlags::POSIX_ACL) {
+            Ok(length)
+        } else {
+            Ok(hide(&mut buffer[..length]))
+        };
     };
-    // Only the length was asked for: that of the names that are hidden may be in it, which does no harm.
-    if buffer.is_empty() { Ok(length) } else { Ok(hide(&mut buffer[..length])) }
+    let mut on_host = vec![0; LIST_MAX];
+    let length = list(fs, inode.fd(), &mut on_host).told()?;
+    let mut names = Vec::with_capacity(length);
+    for name in on_host[..length].split_inclusive(|byte| *byte == 0) {
+        let Some(name) = map.to_client(name.strip_suffix(b"\0").unwrap_or(name)) else { continue };
+        if fs.agreed(InitFlags::POSIX_ACL) || !ACLS.iter().any(|acl| acl.to_bytes() == name) {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+    }
+    if !buffer.is_empty() {
+        buffer.get_mut(..names.len()).ok_or(Errno::ERANGE)?.copy_from_slice(&names);
+    }
+    Ok(names.len())
 }
 
 /// REMOVEXATTR.
 pub(crate) fn removexattr(fs: &Passthrough, node: NodeId, name: &CStr) -> Result<()> {
-    let inode = fs.inode(served(fs, node, name)?)?;
+    let name = served(fs, name)?;
+    let inode = fs.inode(node)?;
     fs.refuse_if_readonly()?;
     let change = Change::of(fs, &inode);
     let path = DescriptorPath::of(inode.fd());
     if fs.relative_xattrs {
-        sys::removexattr_at(fs.places.descriptors(), path.as_c_str(), name).told()?;
+        sys::removexattr_at(fs.places.descriptors(), path.as_c_str(), &name).told()?;
     } else {
-        rustix::fs::removexattr(absolute(&path).as_c_str(), name).told()?;
+        rustix::fs::removexattr(absolute(&path).as_c_str(), &*name).told()?;
     }
     change.settle(fs)
 }
 
-/// The node, if the attribute of this name is served at all.
-fn served(fs: &Passthrough, node: NodeId, name: &CStr) -> Result<NodeId> {
-    if !fs.options.xattr {
-        return Err(Errno::ENOSYS);
+/// Gives a file that was just made the security labels that the client wants it to have.
+pub(crate) fn label(fs: &Passthrough, file: BorrowedFd<'_>, caller: &Caller<'_>) -> Result<()> {
+    if !fs.agreed(InitFlags::SECURITY_CTX) {
+        return Ok(());
     }
-    if HIDDEN.contains(&name) { Err(Errno::EOPNOTSUPP) } else { Ok(node) }
+    for (name, value) in caller.extensions.labels().ok_or(Errno::EINVAL)? {
+        set(fs, file, &served(fs, name)?, value, 0)?;
+    }
+    Ok(())
+}
+
+/// Whether what is made in this directory gets permissions from its default access control list, and no umask counts.
+pub(crate) fn has_default_acl(fs: &Passthrough, directory: BorrowedFd<'_>) -> bool {
+    get(fs, directory, DEFAULT_ACL, &mut []).is_ok()
+}
+
+/// Whether the host file system of this file has access control lists.
+pub(crate) fn has_acls(fs: &Passthrough, file: BorrowedFd<'_>) -> bool {
+    !matches!(get(fs, file, ACCESS_ACL, &mut []), Err(rustix::io::Errno::OPNOTSUPP))
+}
+
+/// The host's name of an attribute, if one of this name is served at all.
+fn served<'a>(fs: &Passthrough, name: &'a CStr) -> Result<Cow<'a, CStr>> {
+    refuse_if_not_served(fs)?;
+    if ACLS.contains(&name) && !fs.agreed(InitFlags::POSIX_ACL) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    fs.options.xattr_map.as_ref().map_or(Ok(Cow::Borrowed(name)), |map| map.to_host(name))
+}
+
+fn refuse_if_not_served(fs: &Passthrough) -> Result<()> {
+    if fs.options.serves_xattrs() { Ok(()) } else { Err(Errno::ENOSYS) }
+}
+
+/// The host clears the bit only for a caller without privileges who is not in the group, and it sees the server.
+fn kill_sgid(fs: &Passthrough, inode: &Inode<'_>) -> Result<()> {
+    let mode = u32::from(statx_of(inode.fd()).told()?.stx_mode) & 0o7777;
+    if mode & libc::S_ISGID == 0 {
+        return Ok(());
+    }
+    let (path, mode) = (DescriptorPath::of(inode.fd()), Mode::from_raw_mode(mode & !libc::S_ISGID));
+    rustix::fs::chmodat(fs.places.descriptors(), path.as_c_str(), mode, AtFlags::empty()).told()
+}
+
+fn set(fs: &Passthrough, file: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
+    let path = DescriptorPath::of(file);
+    if fs.relative_xattrs {
+        return sys::setxattr_at(fs.places.descriptors(), path.as_c_str(), name, value, flags).told();
+    }
+    let flags = XattrFlags::from_bits_retain(flags);
+    rustix::fs::setxattr(absolute(&path).as_c_str(), name, value, flags).told()
+}
+
+fn get(fs: &Passthrough, file: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    let path = DescriptorPath::of(file);
+    if fs.relative_xattrs {
+        return sys::getxattr_at(fs.places.descriptors(), path.as_c_str(), name, buffer);
+    }
+    rustix::fs::getxattr(absolute(&path).as_c_str(), name, buffer)
+}
+
+fn list(fs: &Passthrough, file: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    let path = DescriptorPath::of(file);
+    if fs.relative_xattrs {
+        return sys::listxattr_at(fs.places.descriptors(), path.as_c_str(), buffer);
+    }
+    rustix::fs::listxattr(absolute(&path).as_c_str(), buffer)
 }
 
 fn absolute(path: &DescriptorPath) -> CString {
@@ -101,7 +187,7 @@ fn hide(list: &mut [u8]) -> usize {
     let (mut from, mut to) = (0, 0);
     while let Some(end) = list[from..].iter().position(|byte| *byte == 0) {
         let next = from + end + 1;
-        let hidden = HIDDEN.iter().any(|name| name.to_bytes_with_nul() == &list[from..next]);
+        let hidden = ACLS.iter().any(|name| name.to_bytes_with_nul() == &list[from..next]);
         if !hidden {
             list.copy_within(from..next, to);
             to += next - from;

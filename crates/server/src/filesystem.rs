@@ -166,6 +166,11 @@ pub trait FileSystem: Send + Sync + 'static {
     /// The features of INIT that this file system implements, beside those the server itself does.
     fn features(&self) -> InitFlags;
 
+    /// Those of [`FileSystem::features`] without which a client is refused.
+    fn required(&self) -> InitFlags {
+        InitFlags::empty()
+    }
+
     /// A client agreed to talk. Node ids and handles of an earlier one mean nothing any more.
     fn init(&self, agreement: &Agreement) {}
 
@@ -214,7 +219,8 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Errno::ENOSYS)
     }
 
-    /// Makes a file of the kind in `mode`. `umask` has been applied to `mode` unless DONT_MASK was agreed.
+    /// Makes a file of the kind in `mode`. `umask` has been applied to `mode`, here and where else a file is made, unless
+    /// DONT_MASK was agreed; then it is to be, where no default access control list stands in its place.
     fn mknod(
         &self,
         caller: &Caller<'_>,

@@ -290,6 +290,11 @@ impl<F: FileSystem> Session<F> {
         };
         let reply = match init::negotiate(offer, &implemented) {
             Outcome::Agreed(reply, agreement) => {
+                let missing = self.filesystem.required() - agreement.flags;
+                if !missing.is_empty() {
+                    tracing::error!("the client lacks {missing:?}, which is required here; it is refused");
+                    return error_header(id, Errno::EPROTO);
+                }
                 self.greet(offer, &agreement);
                 reply
             }

@@ -61,6 +61,8 @@ pub enum Outcome {
 }
 
 const PAGE_SIZE: u32 = 4096;
+/// Since when security contexts come as an extension, with a length; before that one had to guess where they begin.
+const EXTENSIONS_MINOR_VERSION: u32 = 38;
 const PAGES_WITHOUT_MAX_PAGES: u32 = 32;
 
 /// Answers an INIT from the table of what is implemented.
@@ -72,7 +74,10 @@ pub fn negotiate(offer: &InitIn, implemented: &Implemented) -> Outcome {
     if offer.major < KERNEL_VERSION || offer.minor < OLDEST_MINOR_VERSION {
         return Outcome::TooOld { major: offer.major, minor: offer.minor };
     }
-    let flags = agreed_flags(offered_flags(offer), implemented.flags);
+    let mut flags = agreed_flags(offered_flags(offer), implemented.flags);
+    if offer.minor < EXTENSIONS_MINOR_VERSION {
+        flags -= InitFlags::SECURITY_CTX;
+    }
     let max_pages = if flags.contains(InitFlags::MAX_PAGES) {
         implemented.max_pages
     } else {

@@ -73,6 +73,25 @@ impl Extensions<'_> {
     }
 }
 
+impl<'a> Extensions<'a> {
+    /// The security contexts one by one: the attribute's name, and its value. `None` if they are not well formed.
+    pub fn labels(&self) -> Option<Vec<(&'a CStr, &'a [u8])>> {
+        let Some(bytes) = self.security_contexts else { return Some(Vec::new()) };
+        let (head, mut rest) = SecctxHeader::read_from_prefix(bytes).ok()?;
+        (0..head.nr_secctx)
+            .map(|_| {
+                let (context, body) = Secctx::read_from_prefix(rest).ok()?;
+                let name = CStr::from_bytes_until_nul(body).ok()?;
+                let start = name.count_bytes() + 1;
+                let value = body.get(start..start.checked_add(context.size as usize)?)?;
+                let taken = (size_of::<Secctx>() + start + value.len()).next_multiple_of(EXTENSION_UNIT);
+                rest = rest.get(taken..).unwrap_or_default();
+                Some((name, value))
+            })
+            .collect()
+    }
+}
+
 /// One name in a directory: not empty, no `/`, neither `.` nor `..`, at most 255 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name<'a>(&'a CStr);

@@ -12,5 +12,6 @@ mod locks;
 mod mounts;
 mod operations;
 mod reading;
+mod rights;
 mod scope;
 mod syncing;
