@@ -11,13 +11,14 @@ use crate::apt::Apt;
 use crate::kernels;
 
 /// A program, and the package that brings it.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("losetup", "mount"),
+    ("fusermount3", "fuse3"),
     ("git", "git"),
     ("xz", "xz-utils"),
 ];

@@ -6,11 +6,13 @@ mod bench;
 mod doctor;
 mod logging;
 mod metrics;
+mod mount;
 mod serve;
 mod signals;
 mod tools;
 mod top;
 
+use std::env;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Share a host directory with a virtual machine, over vhost-user
     Serve(serve::ServeArguments),
+    /// Mount a host directory on this machine, without a VM
+    Mount(mount::MountArguments),
     /// List a directory of a share
     Ls(tools::ListArguments),
     /// Print a file of a share
@@ -49,8 +53,10 @@ enum Command {
 
 /// Exit codes: 0 done, 1 failed (the message says what and what to do), 2 wrong usage.
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let arguments = mount::helper(env::args_os()).map_or_else(Arguments::parse, Arguments::parse_from);
+    let outcome = match arguments.command {
         Command::Serve(arguments) => serve::serve(arguments),
+        Command::Mount(arguments) => mount::mount(arguments),
         Command::Ls(arguments) => tools::list(arguments),
         Command::Cat(arguments) => tools::cat(arguments),
         Command::Stat(arguments) => tools::stat(arguments),

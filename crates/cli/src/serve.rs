@@ -411,7 +411,7 @@ impl ServeArguments {
 }
 
 /// What belongs to the whole process, and so to the program rather than to a library.
-fn prepare_process() {
+pub(crate) fn prepare_process() {
     // Modes come from the guest, masked there already. A mask of ours would be applied on top.
     rustix::process::umask(rustix::fs::Mode::empty());
     // Groups of whoever started the server must not open for a guest's caller what his own do not. Threads inherit this;

@@ -9,19 +9,24 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 /// Where fusectl usually is.
 const FUSECTL: &str = "/sys/fs/fuse/connections";
 
-/// A file system, by the device number that stat(2) shows.
+/// Asks statx(2) for an id that no later mount gets, rather than for one that may be used again. Linux before 6.8 answers with
+/// the other.
+const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// A mounted file system: its device number, as stat(2) shows it, and the id of the mount, for device numbers are used again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Connection {
     major: u32,
     minor: u32,
+    mount: u64,
 }
 
 impl Connection {
     /// The one mounted at `path`. Asks the kernel only, not the file system.
     pub(crate) fn at(path: &Path) -> Result<Connection> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        let found = statx(CWD, path, flags, StatxFlags::empty())?;
-        Ok(Connection { major: found.stx_dev_major, minor: found.stx_dev_minor })
+        let found = statx(CWD, path, flags, StatxFlags::MNT_ID | MOUNT_ID_UNIQUE)?;
+        Ok(Connection { major: found.stx_dev_major, minor: found.stx_dev_minor, mount: found.stx_mnt_id })
     }
 
     /// Ends the connection: whoever waits for an answer gets ECONNABORTED, whoever asks later ENOTCONN.

@@ -220,7 +220,10 @@ pub enum MountError {
     )]
     NoFusermount(Errno, io::Error),
     /// fusermount3 refused. It has told why on standard error.
-    #[error("fusermount3 could not mount on {0}; what it said stands above")]
+    #[error(
+        "fusermount3 could not mount on {0}; what it said stands above. /dev/fuse has to be open to everybody (chmod 666), and \
+         the mount point must be this user's own"
+    )]
     Fusermount(PathBuf),
 }
 

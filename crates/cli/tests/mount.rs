@@ -1,0 +1,296 @@
+//! `ashore mount` as its user meets it. Needs root and /dev/fuse, and fusermount3 for the one who is not root.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const ASHORE: &str = env!("CARGO_BIN_EXE_ashore");
+const PATIENCE: Duration = Duration::from_secs(20);
+/// nobody, as on Debian.
+const NOBODY: u32 = 65534;
+
+/// A directory, a mount point, and nothing left of a mount when the test ends, however it does.
+struct Place {
+    source: TempDir,
+    point: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { source: tempfile::tempdir_in("/var/tmp").unwrap(), point: tempfile::tempdir().unwrap() }
+    }
+
+    fn for_everybody() -> Place {
+        let place = Place::new();
+        for folder in [place.source.path(), place.point.path()] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+            std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        place
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(ASHORE);
+        command.arg("mount").args(more).args([self.source.path(), self.point.path()]).env_remove("RUST_LOG");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn start(&self, more: &[&str]) -> Running {
+        Running::start(self.command(more))
+    }
+
+    /// Type and options of the mount, if there is one.
+    fn entry(&self) -> Option<(String, String)> {
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        let point = self.point.path().to_str().unwrap();
+        let mut lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        lines.find(|words| words[1] == point).map(|words| (words[2].to_owned(), words[3].to_owned()))
+    }
+
+    /// What is mounted.
+    fn device(&self) -> String {
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        let point = self.point.path().to_str().unwrap();
+        let line = table.lines().find(|line| line.split(' ').nth(1) == Some(point)).unwrap();
+        line.split(' ').next().unwrap().to_owned()
+    }
+
+    fn here(&self, name: &str) -> PathBuf {
+        self.point.path().join(name)
+    }
+
+    fn there(&self, name: &str) -> PathBuf {
+        self.source.path().join(name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        while self.entry().is_some() {
+            let _ = unmount(self.point.path(), UnmountFlags::DETACH);
+        }
+    }
+}
+
+struct Running {
+    child: Child,
+    ready: String,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Running {
+        let mut child = command.spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let running = Running { child, ready };
+        if running.ready.is_empty() {
+            let (code, said) = running.ended();
+            panic!("not mounted, exit code {code:?}: {said}");
+        }
+        running
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end; the exit code, and what it said.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if begin.elapsed() > PATIENCE {
+                self.child.kill().unwrap();
+                panic!("still there after {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status.code(), said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether a loop device is one of ours, in use.
+fn is_in_use(device: &str) -> bool {
+    let file = format!("/sys/block/{}/loop/backing_file", device.trim_start_matches("/dev/"));
+    fs::read_to_string(file).is_ok_and(|file| file.contains("ashore-fuseblk"))
+}
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn sigterm_unmounts_and_all_is_there() {
+    let place = Place::new();
+    let running = place.start(&[]);
+    assert!(running.ready.starts_with("ashore: ready, "), "{}", running.ready);
+    fs::write(place.here("file"), b"kept").unwrap();
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"kept");
+    running.signal(Signal::TERM);
+    let (code, said) = running.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("all that was changed is stable"), "{said}");
+    assert_eq!(place.entry(), None);
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"kept");
+}
+
+#[test]
+fn umount_ends_it_too() {
+    let place = Place::new();
+    let running = place.start(&[]);
+    assert!(Command::new("umount").arg(place.point.path()).status().unwrap().success());
+    let (code, said) = running.ended();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_mount_in_use_is_gone_after_sigterm_and_its_users_get_errors_in_the_end() {
+    let place = Place::new();
+    let running = place.start(&["--busy-timeout", "1"]);
+    let file = File::create_new(place.here("file")).unwrap();
+    running.signal(Signal::TERM);
+    eventually("the mount goes out of sight", || place.entry().is_none());
+    file.write_all_at(b"in time", 0).unwrap();
+    let (code, said) = running.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("is in use"), "{said}");
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"in time");
+    assert!(file.sync_all().is_err());
+}
+
+#[test]
+fn kill_leaves_a_mount_that_the_next_one_names_or_takes_away_and_no_loop_device() {
+    let place = Place::new();
+    let running = place.start(&[]);
+    fs::write(place.here("file"), b"acknowledged").unwrap();
+    running.signal(Signal::KILL);
+    assert_eq!(running.ended().0, None);
+    assert_eq!(fs::metadata(place.point.path()).unwrap_err().raw_os_error(), Some(107));
+    let refused = place.command(&[]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("umount -l {}", place.point.path().display())), "{said}");
+    let running = place.start(&["--recover"]);
+    assert_eq!(fs::read(place.here("file")).unwrap(), b"acknowledged");
+    running.signal(Signal::INT);
+    assert_eq!(running.ended().0, Some(0));
+    assert_eq!(place.entry(), None);
+}
+
+#[test]
+fn sync_is_asked_for_where_the_kernel_passes_it_on_and_the_loop_device_goes_away() {
+    let place = Place::new();
+    let running = place.start(&["--require-durable"]);
+    let device = place.device();
+    assert_eq!(place.entry().unwrap().0, "fuseblk.ashore");
+    assert!(is_in_use(&device), "{device}");
+    running.signal(Signal::KILL);
+    let _ = running.ended();
+    unmount(place.point.path(), UnmountFlags::DETACH).unwrap();
+    eventually("the loop device goes with the mount", || !is_in_use(&device));
+}
+
+#[test]
+fn a_mount_that_sync_does_not_reach_says_so_and_is_refused_where_that_matters() {
+    let place = Place::new();
+    let running = place.start(&["--fsync-only"]);
+    assert_eq!(place.entry().unwrap().0, "fuse.ashore");
+    running.signal(Signal::TERM);
+    let (_, said) = running.ended();
+    assert!(said.contains("sync(2) does not reach us"), "{said}");
+
+    let place = Place::for_everybody();
+    let mut command = place.command(&["--require-durable"]);
+    let refused = command.uid(NOBODY).gid(NOBODY).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("only fsync(2) would make changes stable"), "{said}");
+}
+
+/// In a mount namespace of its own, with a /dev/fuse that is open to everybody, as it is wherever udev runs.
+#[test]
+fn who_is_not_root_mounts_with_fusermount3() {
+    let place = Place::for_everybody();
+    let node = place.there(".device");
+    let script = r#"set -e
+        mknod -m 666 "$NODE" c 10 229; mount --bind "$NODE" /dev/fuse; rm "$NODE"
+        setpriv --reuid 65534 --regid 65534 --clear-groups sh -ec '
+            "$ASHORE" mount --background "$SOURCE" "$POINT"
+            grep -q "$POINT fuse.ashore" /proc/mounts
+            echo mine > "$POINT/file"; cat "$POINT/file"
+            fusermount3 -u "$POINT"'
+        ! cat "$POINT/file""#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script])
+        .env_remove("RUST_LOG")
+        .env("ASHORE", ASHORE)
+        .env("NODE", node);
+    command.env("SOURCE", place.source.path()).env("POINT", place.point.path());
+    let done = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "mine\n", "{said}");
+    assert!(said.contains("sync(2) does not reach us"), "{said}");
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"mine\n");
+}
+
+#[test]
+fn mount_runs_it_by_the_name_of_a_helper_and_it_goes_on_in_the_background() {
+    let place = Place::new();
+    let helper = place.point.path().with_extension("bin");
+    fs::create_dir(&helper).unwrap();
+    let program = helper.join("mount.ashore");
+    symlink(ASHORE, &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args([place.source.path(), place.point.path()]).args(["-n", "-o", "rw,noexec,nofail"]);
+    let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    fs::remove_dir_all(&helper).unwrap();
+    assert!(done.success());
+    assert!(place.entry().unwrap().1.contains("noexec"));
+    fs::write(place.here("file"), b"x").unwrap();
+    assert!(Command::new("umount").arg(place.point.path()).status().unwrap().success());
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"x");
+}
+
+#[test]
+fn wrong_use_is_named_in_one_sentence() {
+    let place = Place::new();
+    let fails = |source: &Path, point: &Path, more: &[&str], words: &str| {
+        let output = Command::new(ASHORE).arg("mount").args(more).args([source, point]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(words) && !said.contains("panicked"), "{said}");
+    };
+    let (source, point) = (place.source.path(), place.point.path());
+    fails(source, &point.join("missing"), &[], "mkdir -p");
+    fails(&source.join("missing"), point, &[], "check that it exists");
+    fails(source, source, &[], "a mount cannot serve itself");
+    fails(source, point, &["-o", "sparkle"], "there is no such option");
+}
