@@ -11,7 +11,7 @@ use std::ops::Add;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::sys::cachestat;
+use crate::sys::{cachestat, cachestat_of};
 
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -63,6 +63,12 @@ impl Below {
     /// What of it the disk does not have.
     pub(crate) fn look(&self) -> io::Result<Unsafe> {
         let stat = cachestat(&self.file)?;
+        Ok(Unsafe { pages: stat.dirty + stat.writeback })
+    }
+
+    /// What of a part of it the disk does not have.
+    pub(crate) fn look_at(&self, offset: u64, length: u64) -> io::Result<Unsafe> {
+        let stat = cachestat_of(&self.file, offset, length)?;
         Ok(Unsafe { pages: stat.dirty + stat.writeback })
     }
 

@@ -204,7 +204,7 @@ pub static CHECKS: &[Check] = &[
         essential: false,
         title: "syncs at the same time share the host's sync",
         did: "dirtied a page on the host again and again and counted how often it was cleaned: during one SYNCFS, \
-              and during 16 that overlap",
+              and during 16 that overlap; and looked how many of the server's threads synced the host at once",
         means: "n guest processes that sync cost the host n full syncs, for everybody on the same file system.",
         repair: "The server must let all syncs that arrive while one runs share the next one.",
     },

@@ -8,6 +8,9 @@
 //!           Server        server.rs     a process
 //!           Line          line.rs       a connection, and files of ours in the share
 //!         Below           below.rs      the look below: pages that only the host's memory has
+//!         Disk            disk.rs       file systems on image files, for root
+//!       Recording         timeline.rs   one sync among writers, drawn by svg.rs
+//!         Watch           watch.rs      threads of the server that sync the host
 //!         Place           place.rs      what a directory stands on
 //!     Report              report.rs     the table, JSON, and the exit code
 //! ```
@@ -20,17 +23,21 @@
 mod below;
 mod catalog;
 mod checks;
+mod disk;
 mod line;
 mod place;
 mod report;
 mod server;
+mod svg;
 #[allow(unsafe_code, reason = "cachestat(2) has no safe wrapper")]
 mod sys;
+mod timeline;
 mod ward;
+mod watch;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::checks::Carry;
 use crate::server::Recipe;
@@ -38,6 +45,9 @@ use crate::ward::{Source, Ward};
 
 pub use crate::catalog::{CHECKS, Check};
 pub use crate::report::{Finding, Promise, Report, Seen, Verdict};
+
+/// Checks that mount file systems of their own.
+const NEED_ROOT: [&str; 3] = ["other-disks", "power-cut", "lost-write"];
 
 /// What to examine. Without any of it: our own server.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -58,6 +68,14 @@ pub struct DoctorArguments {
     /// Where to make that directory; otherwise the first of ~/.cache, ~, /var/tmp and here that can be stable
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     pub scratch: Option<PathBuf>,
+
+    /// Draw one sync among writers into this file (SVG): what it waited for, what not, and what it missed
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
+
+    /// Leave out what needs root, also if this is root
+    #[arg(long)]
+    pub as_user: bool,
 
     /// Only checks whose name contains one of these
     #[arg(long, value_name = "TEXT")]
@@ -84,6 +102,9 @@ pub fn run(arguments: &DoctorArguments, observer: &mut dyn Observer) -> Result<R
     ward.line()?;
     let mut findings: Vec<Finding> =
         chosen.into_iter().map(|(id, carry)| carry_out(id, *carry, &mut ward, observer)).collect();
+    if let Some(file) = &arguments.timeline {
+        timeline::write(&mut ward, file).context("the timeline was not drawn")?;
+    }
     findings.sort_by_key(|finding| place_in_catalog(finding.check));
     Ok(Report { subject: ward.subject(), findings })
 }
@@ -103,6 +124,9 @@ fn place_in_catalog(check: &Check) -> usize {
 
 impl DoctorArguments {
     fn has_chosen(&self, id: &str) -> bool {
+        if self.as_user && NEED_ROOT.contains(&id) {
+            return false;
+        }
         self.only.is_empty() || self.only.iter().any(|text| id.contains(text.as_str()))
     }
 

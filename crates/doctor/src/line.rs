@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +17,7 @@ use ashore_wire::{FileHandle, NodeId, Opcode};
 use parking_lot::Mutex;
 
 use crate::below::Below;
+use crate::watch::Watch;
 
 /// Pages of the link: some requests of the largest size.
 const LINK_PAGES: u32 = 1024;
@@ -23,6 +25,8 @@ const LINK_PAGES: u32 = 1024;
 const MOST_QUEUES: u16 = 4;
 /// How long a server may take to answer; more than a sync of a slow disk.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// As Linux does, which makes a file system of its own of each submount that is announced.
+const OFFERED: InitFlags = LINUX_FLAGS.union(InitFlags::SUBMOUNTS);
 /// `O_RDWR`.
 pub(crate) const READ_WRITE: u32 = 2;
 /// `O_DSYNC`.
@@ -36,6 +40,8 @@ pub(crate) struct Line {
     pub(crate) agreed: InitOut,
     /// Request queues in use.
     pub(crate) queues: usize,
+    /// The server's process, to be watched.
+    pub(crate) server: Option<Watch>,
     /// The shared directory, as this host sees it.
     directory: Option<PathBuf>,
     /// The folder of the examination.
@@ -68,7 +74,7 @@ impl Line {
         let options =
             LinkOptions { pages: LINK_PAGES, request_queues: MOST_QUEUES, ..LinkOptions::default() };
         let link = VhostUserLink::connect(socket, options)?;
-        let queues = link.request_queues();
+        let (queues, server) = (link.request_queues(), link.server_process().ok().map(Watch));
         fill_pages(&link);
         let sender = Sender {
             uid: rustix::process::getuid().as_raw(),
@@ -77,14 +83,25 @@ impl Line {
         };
         let raw =
             RawConnection::over(Arc::new(link) as Arc<dyn Link>).with_patience(PATIENCE).with_sender(sender);
-        let agreed = raw.init(LINUX_FLAGS).context("the server does not agree to INIT")?;
-        let folder_name = format!(".ashore-doctor-{}", std::process::id());
+        let agreed = raw.init(OFFERED).context("the server does not agree to INIT")?;
+        static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
+        let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        let folder_name = format!(".ashore-doctor-{}-{number}", std::process::id());
         let folder = raw.mkdir(NodeId::ROOT, folder_name.as_bytes());
         let folder = folder.context("no directory can be made in the share; is it read-only?")?;
         let folder = NodeId(folder.nodeid);
         let root = Made { parent: NodeId::ROOT, name: folder_name.clone(), is_folder: true };
         let made = Mutex::new(vec![root]);
-        Ok(Line { raw, agreed, queues, directory: directory.map(Path::to_owned), folder, folder_name, made })
+        Ok(Line {
+            raw,
+            agreed,
+            queues,
+            server,
+            directory: directory.map(Path::to_owned),
+            folder,
+            folder_name,
+            made,
+        })
     }
 
     /// Whether this was agreed in INIT.

@@ -30,8 +30,13 @@ struct Range {
 
 /// Asks what the page cache holds of a whole file. ENOSYS before Linux 6.5; EPERM if the file is not the caller's.
 pub(crate) fn cachestat(file: impl AsFd) -> io::Result<CacheStat> {
+    cachestat_of(file, 0, 0)
+}
+
+/// As [`cachestat`], of part of a file; a length of 0 means to its end.
+pub(crate) fn cachestat_of(file: impl AsFd, offset: u64, length: u64) -> io::Result<CacheStat> {
     let descriptor = file.as_fd();
-    let range = Range { offset: 0, length: 0 };
+    let range = Range { offset, length };
     let mut stat = CacheStat::default();
     let no_flags: libc::c_uint = 0;
     // SAFETY: neither rustix nor libc wraps cachestat. The kernel reads one `Range` and writes one `CacheStat`, both of

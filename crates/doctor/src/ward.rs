@@ -31,6 +31,8 @@ pub(crate) struct Ward {
     place: tempfile::TempDir,
     /// SYNCFS was answered ENOSYS.
     pub(crate) syncfs_is_unknown: bool,
+    /// A sync has left data in memory. What else is wrong with syncs is then not to be told from that.
+    pub(crate) sync_is_hollow: bool,
 }
 
 impl Ward {
@@ -38,7 +40,15 @@ impl Ward {
     pub(crate) fn new(source: Source, place: tempfile::TempDir) -> Result<Ward> {
         let share = place.path().join("share");
         fs::create_dir(&share).with_context(|| format!("cannot make {}", share.display()))?;
-        Ok(Ward { source, line: None, server: None, share, place, syncfs_is_unknown: false })
+        Ok(Ward {
+            source,
+            line: None,
+            server: None,
+            share,
+            place,
+            syncfs_is_unknown: false,
+            sync_is_hollow: false,
+        })
     }
 
     /// The connection, made if there is none.
@@ -54,10 +64,19 @@ impl Ward {
 
     /// As [`Ward::line`], for checks that mean nothing without SYNCFS.
     pub(crate) fn syncing_line(&mut self) -> Result<&Line> {
+        self.need_syncs()?;
+        self.line()
+    }
+
+    /// For checks that mean nothing without syncs that make something stable.
+    pub(crate) fn need_syncs(&self) -> Result<()> {
         if self.syncfs_is_unknown {
             bail!("it needs SYNCFS, which the server does not understand");
         }
-        self.line()
+        if self.sync_is_hollow {
+            bail!("it means nothing as long as a sync leaves data in memory");
+        }
+        Ok(())
     }
 
     /// The connection, to be used up, and the server if it is ours.
@@ -115,6 +134,11 @@ impl Ward {
         self.server.as_ref().map(Server::log)
     }
 
+    /// A directory beside the share.
+    pub(crate) fn place(&self) -> &Path {
+        self.place.path()
+    }
+
     /// In words, for the head of the report.
     pub(crate) fn subject(&self) -> String {
         let on = match self.stands_on() {
@@ -150,23 +174,32 @@ pub(crate) fn on_each_queue<T: Send>(
     line: &Line,
     work: impl Fn(usize, &RawConnection) -> T + Sync,
 ) -> Vec<T> {
+    on_threads(line, line.queues, work)
+}
+
+/// Runs `work` on so many threads, which take the queues in turn; all begin together.
+pub(crate) fn on_threads<T: Send>(
+    line: &Line,
+    threads: usize,
+    work: impl Fn(usize, &RawConnection) -> T + Sync,
+) -> Vec<T> {
     use std::sync::{Barrier, mpsc};
-    let together = Barrier::new(line.queues);
+    let together = Barrier::new(threads);
     std::thread::scope(|scope| {
         let (together, work) = (&together, &work);
-        let begin = |queue: usize| {
+        let begin = |number: usize| {
             let (ready, wait) = mpsc::channel();
             let thread = scope.spawn(move || {
                 // A thread's first request decides its queue, and threads take queues in turn.
                 _ = line.raw.getattr(ashore_wire::NodeId::ROOT);
                 _ = ready.send(());
                 together.wait();
-                work(queue, &line.raw)
+                work(number, &line.raw)
             });
             _ = wait.recv();
             thread
         };
-        let threads: Vec<_> = (0..line.queues).map(begin).collect();
+        let threads: Vec<_> = (0..threads).map(begin).collect();
         threads.into_iter().map(|thread| thread.join().expect("checks do not panic")).collect()
     })
 }

@@ -5,10 +5,10 @@ use ashore_vhost_user::driver::{RawError, Sent};
 use ashore_wire::Errno;
 use ashore_wire::flags::{OpenReplyFlags, WriteFlags};
 
-use crate::below::{Unsafe, look};
+use crate::below::{Below, Unsafe, look};
 use crate::line::{DATA_SYNC, Document, Line, READ_WRITE};
 use crate::place::Firmness;
-use crate::report::{Seen, size};
+use crate::report::{Seen, Verdict, size};
 use crate::ward::{Ward, on_each_queue};
 
 /// How often to try again if the host has written dirty pages by itself before the look.
@@ -47,12 +47,14 @@ pub(crate) fn sync_clean(ward: &mut Ward) -> Result<Seen> {
         }
     }
     let below = line.all_below(&files)?;
-    made_stable(
+    let seen = made_stable(
         || files.iter().try_for_each(|file| line.fill(file, 256 << 10)),
         || look(&below),
         "SYNCFS",
         || line.raw.syncfs(),
-    )
+    )?;
+    ward.sync_is_hollow = seen.verdict == Verdict::Broken;
+    Ok(seen)
 }
 
 pub(crate) fn fsync_file(ward: &mut Ward) -> Result<Seen> {
@@ -131,23 +133,25 @@ pub(crate) fn sync_queues(ward: &mut Ward) -> Result<Seen> {
     )))
 }
 
-/// Puts many WRITEs into each queue and then a SYNCFS into the first one; returns the bytes written, and how many of them
+/// Puts WRITEs into each queue and then a SYNCFS into the first one; returns the bytes written, and how many of them
 /// were not stable when it had succeeded.
+///
+/// The first queue gets only one, if there are others, so that its SYNCFS has every chance to overtake.
 fn overtaken(line: &Line, files: &[&Document]) -> Result<(u64, u64)> {
     const WRITES: usize = 24;
     let step = line.write_size().min(512 << 10);
+    let writes = |queue| if queue == 0 && line.queues > 1 { 1 } else { WRITES };
     let below = files.iter().map(|file| line.below(file)).collect::<Result<Vec<_>>>()?;
+    let expected = (0..line.queues).map(|queue| (writes(queue) * step) as u64).sum::<u64>();
     let all_sent = std::sync::Barrier::new(line.queues);
     let looked = on_each_queue(line, |queue, raw| -> Result<Option<u64>> {
         let send = |index| raw.send(line.write_call(files[queue], (index * step) as u64, step));
-        let sent: Vec<Result<Sent, RawError>> = (0..WRITES).map(send).collect();
+        let sent: Vec<Result<Sent, RawError>> = (0..writes(queue)).map(send).collect();
         all_sent.wait();
         let missing = (queue == 0).then(|| -> Result<u64> {
             raw.syncfs()?;
-            below
-                .iter()
-                .map(|file| Ok(file.look()?.pages * 4096 + (WRITES * step) as u64 - file.length()?))
-                .sum()
+            let stable = |file: &Below| Ok(file.length()?.saturating_sub(file.look()?.pages * 4096));
+            Ok(expected.saturating_sub(below.iter().map(stable).sum::<Result<u64>>()?))
         });
         for sent in sent {
             raw.wait(sent?)?;
@@ -155,7 +159,7 @@ fn overtaken(line: &Line, files: &[&Document]) -> Result<(u64, u64)> {
         missing.transpose()
     });
     let missing = looked.into_iter().collect::<Result<Vec<_>>>()?;
-    Ok(((files.len() * WRITES * step) as u64, missing.into_iter().flatten().sum()))
+    Ok((expected, missing.into_iter().flatten().sum()))
 }
 
 pub(crate) fn fsync_directory(ward: &mut Ward) -> Result<Seen> {
@@ -218,9 +222,7 @@ pub(crate) fn dsync_write(ward: &mut Ward) -> Result<Seen> {
 pub(crate) fn client_cache(ward: &mut Ward) -> Result<Seen> {
     const FILES: u8 = 4;
     const BYTES: usize = 1 << 20;
-    if ward.syncfs_is_unknown {
-        anyhow::bail!("it needs SYNCFS, which the server does not understand");
-    }
+    ward.need_syncs()?;
     let (client, _server, directory) = ward.client()?;
     let folder = format!(".ashore-doctor-client-{}", std::process::id());
     client.create_dir(&folder)?;
@@ -242,7 +244,7 @@ pub(crate) fn client_cache(ward: &mut Ward) -> Result<Seen> {
     let mut wrong = Vec::new();
     for (number, content) in (0..FILES).zip(&expected) {
         let path = directory.join(name(number));
-        let below = crate::below::Below::open(&path)?;
+        let below = Below::open(&path)?;
         let unsafe_now = below.look()?;
         if std::fs::read(below.path())? != *content {
             wrong.push(format!("{} differs from what was written", name(number)));

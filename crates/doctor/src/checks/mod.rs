@@ -2,6 +2,7 @@
 
 mod aloud;
 mod bounded;
+mod disks;
 mod durable;
 mod leaving;
 mod truthful;
@@ -37,4 +38,7 @@ pub(crate) const SERVER: &[(&str, Carry)] = &[
     ("client-cache", durable::client_cache),
     ("sigterm", leaving::sigterm),
     ("server-dies", truthful::server_dies),
+    ("other-disks", disks::other_disks),
+    ("power-cut", disks::power_cut),
+    ("lost-write", disks::lost_write),
 ];

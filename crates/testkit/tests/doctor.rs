@@ -1,0 +1,196 @@
+//! `ashore doctor` finds what is wrong with a server, names it, and names nothing else.
+//!
+//! Servers are started by their command lines, as a user would have it: ours with one thing put wrong each
+//! (`broken-server`), and virtiofsd. Some need root and fail without.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
+
+use ashore_doctor::{Check, DoctorArguments, Finding, Observer, Promise, Report, Verdict};
+use parking_lot::Mutex;
+
+/// One at a time: the checks measure, and would measure each other.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Silent;
+
+impl Observer for Silent {
+    fn begins(&mut self, _: &Check) {}
+    fn ended(&mut self, _: &Finding) {}
+}
+
+fn examine(command: &str, as_user: bool) -> Report {
+    let _turn = TURN.lock();
+    let command = format!("{command} --shared-dir {{dir}} --socket-path {{socket}}");
+    let arguments = DoctorArguments { command: Some(command), as_user, ..Default::default() };
+    ashore_doctor::run(&arguments, &mut Silent).unwrap()
+}
+
+fn broken_server(fault: &str) -> String {
+    format!("{} {fault}", env!("CARGO_BIN_EXE_broken-server"))
+}
+
+fn ids(report: &Report, verdict: Verdict) -> Vec<&'static str> {
+    let with_it = report.findings.iter().filter(|finding| finding.seen.verdict == verdict);
+    with_it.map(|finding| finding.check.id).collect()
+}
+
+#[track_caller]
+fn found(report: Report, broken: &[&str]) -> Report {
+    assert_eq!(ids(&report, Verdict::Broken), broken, "{report}");
+    assert_eq!(report.exit_code(), u8::from(!broken.is_empty()), "{report}");
+    report
+}
+
+#[track_caller]
+fn finds(fault: &str, broken: &[&str]) -> Report {
+    found(examine(&broken_server(fault), true), broken)
+}
+
+#[track_caller]
+fn finds_as_root(command: &str, broken: &[&str]) {
+    assert!(rustix::process::geteuid().is_root(), "mounting file systems needs root: run this as root");
+    let report = found(examine(command, false), broken);
+    assert_eq!(ids(&report, Verdict::Unknown), [] as [&str; 0], "{report}");
+}
+
+fn virtiofsd(options: &str) -> String {
+    let program = ashore_testkit::guest::cache::peers().unwrap().join("bin/virtiofsd");
+    assert!(program.exists(), "{} is missing: run `cargo xtask setup --peers`", program.display());
+    format!("{} --sandbox none --seccomp none {options}", program.display())
+}
+
+#[test]
+fn a_sound_server_keeps_all_promises() {
+    let report = finds("none", &[]);
+    for promise in Promise::ALL {
+        assert_eq!(report.verdict(promise), Verdict::Kept, "{report}");
+    }
+    assert_eq!(ids(&report, Verdict::Unknown), [] as [&str; 0], "{report}");
+}
+
+#[test]
+fn syncfs_that_is_not_implemented() {
+    let report = finds("syncfs-unknown", &["syncfs-known"]);
+    assert_eq!(
+        report.verdict(Promise::Bounded),
+        Verdict::Unknown,
+        "nothing is said of syncs that there are not"
+    );
+}
+
+#[test]
+fn syncfs_that_is_answered_at_once() {
+    let report = finds("syncfs-hollow", &["sync-clean"]);
+    assert_eq!(
+        report.verdict(Promise::Unobstructed),
+        Verdict::Unknown,
+        "who does nothing is in nobody's way"
+    );
+}
+
+#[test]
+fn syncfs_of_the_root_directory_only() {
+    finds("syncfs-root-only", &["sync-clean"]);
+}
+
+#[test]
+fn syncfs_that_overtakes_writes_of_other_queues() {
+    finds("syncfs-overtakes", &["sync-queues"]);
+}
+
+#[test]
+fn success_for_nodes_that_do_not_exist() {
+    finds("syncfs-any-node", &["unknown-node"]);
+}
+
+#[test]
+fn syncfs_that_waits_until_nobody_writes() {
+    finds("syncfs-drains", &["endless-writers"]);
+}
+
+#[test]
+fn syncs_on_the_threads_that_serve() {
+    finds("syncfs-stalls", &["stall", "crowd"]);
+}
+
+#[test]
+fn a_sync_of_the_host_for_each_of_many() {
+    finds("syncfs-each", &["shared-syncs"]);
+}
+
+#[test]
+fn fsync_that_is_answered_at_once() {
+    finds("fsync-hollow", &["fsync-file"]);
+}
+
+#[test]
+fn fsync_of_directories_that_fails() {
+    finds("fsyncdir-bad", &["fsync-directory"]);
+}
+
+#[test]
+fn data_sync_of_one_write_that_is_dropped() {
+    finds("dsync-dropped", &["dsync-write"]);
+}
+
+#[test]
+fn no_last_call() {
+    finds("no-last-call", &["destroy", "disconnect", "sigterm"]);
+}
+
+#[test]
+fn write_back_without_a_word_about_guests_that_sync_too_early() {
+    finds("early-sync", &["early-sync"]);
+}
+
+#[test]
+fn a_sound_server_keeps_all_promises_on_disks_of_its_own() {
+    finds_as_root(&broken_server("none"), &[]);
+}
+
+#[test]
+fn an_error_that_is_swallowed() {
+    finds_as_root(&broken_server("syncfs-swallows"), &["lost-write"]);
+}
+
+#[test]
+fn an_error_that_is_told_once_for_all() {
+    // Opening the file system anew covers only the one that is shared.
+    finds_as_root(&broken_server("syncfs-freshly"), &["other-disks", "lost-write"]);
+}
+
+#[test]
+fn a_share_in_memory_is_not_called_durable() {
+    let _turn = TURN.lock();
+    let command = format!("{} --shared-dir {{dir}} --socket-path {{socket}}", broken_server("none"));
+    let scratch = Some("/dev/shm".into());
+    let only = ["backing", "sync-clean", "destroy"].map(str::to_owned).to_vec();
+    let arguments = DoctorArguments { command: Some(command), scratch, only, ..Default::default() };
+    let report = found(ashore_doctor::run(&arguments, &mut Silent).unwrap(), &["backing", "backing-said"]);
+    assert_eq!(ids(&report, Verdict::Kept), [] as [&str; 0], "{report}");
+}
+
+/// What every virtiofsd breaks that has its default pool of no threads.
+const VIRTIOFSD: [&str; 8] =
+    ["other-disks", "lost-write", "stall", "crowd", "shared-syncs", "destroy", "disconnect", "sigterm"];
+
+#[test]
+#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
+fn virtiofsd_breaks_what_was_measured() {
+    finds_as_root(&virtiofsd(""), &VIRTIOFSD);
+    finds_as_root(&virtiofsd("--no-announce-submounts"), &VIRTIOFSD);
+}
+
+#[test]
+#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
+fn virtiofsd_without_a_cache_drops_data_sync_of_a_write() {
+    let broken = [&["dsync-write"], &VIRTIOFSD[..]].concat();
+    finds_as_root(&virtiofsd("--cache=never"), &broken);
+}
+
+#[test]
+#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
+fn virtiofsd_with_write_back_says_nothing_of_guests_that_sync_too_early() {
+    let (before, after) = VIRTIOFSD.split_at(5);
+    finds_as_root(&virtiofsd("--writeback"), &[before, &["early-sync"], after].concat());
+}
