@@ -12,6 +12,7 @@
 //!       Recording         timeline.rs   one sync among writers, drawn by svg.rs
 //!         Watch           watch.rs      threads of the server that sync the host
 //!         Place           place.rs      what a directory stands on
+//!     mounted::run()      mounted.rs    the other way in: a directory, from the application's side; kernel.rs
 //!     Report              report.rs     the table, JSON, and the exit code
 //! ```
 //!
@@ -24,7 +25,9 @@ mod below;
 mod catalog;
 mod checks;
 mod disk;
+mod kernel;
 mod line;
+mod mounted;
 mod place;
 mod report;
 mod server;
@@ -65,6 +68,11 @@ pub struct DoctorArguments {
     #[arg(long, value_name = "CMD")]
     pub command: Option<String>,
 
+    /// Examine what is mounted at this directory, from the side of an application: virtio-fs in a guest, 9p, NFS, FUSE, or
+    /// a local disk
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["command", "socket", "timeline", "scratch"])]
+    pub path: Option<PathBuf>,
+
     /// Where to make that directory; otherwise the first of ~/.cache, ~, /var/tmp and here that can be stable
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     pub scratch: Option<PathBuf>,
@@ -88,10 +96,17 @@ pub trait Observer {
     fn begins(&mut self, check: &Check);
     /// It has ended.
     fn ended(&mut self, finding: &Finding);
+    /// Whether to stop before the next check, and clean up.
+    fn is_interrupted(&self) -> bool {
+        false
+    }
 }
 
 /// Examines; what was found is the report. Fails if there is nothing to examine: no server, or none that can be reached.
 pub fn run(arguments: &DoctorArguments, observer: &mut dyn Observer) -> Result<Report> {
+    if let Some(path) = &arguments.path {
+        return mounted::run(path, |id| arguments.has_chosen(id), observer);
+    }
     let chosen: Vec<_> = checks::SERVER.iter().filter(|(id, _)| arguments.has_chosen(id)).collect();
     if chosen.is_empty() {
         let names: Vec<_> = CHECKS.iter().map(|check| check.id).collect();
@@ -100,8 +115,13 @@ pub fn run(arguments: &DoctorArguments, observer: &mut dyn Observer) -> Result<R
     let mut ward = arguments.ward()?;
     // A server that cannot be reached is no finding.
     ward.line()?;
-    let mut findings: Vec<Finding> =
-        chosen.into_iter().map(|(id, carry)| carry_out(id, *carry, &mut ward, observer)).collect();
+    let mut findings = Vec::new();
+    for (id, carry) in chosen {
+        if observer.is_interrupted() {
+            bail!("interrupted");
+        }
+        findings.push(carry_out(id, *carry, &mut ward, observer));
+    }
     if let Some(file) = &arguments.timeline {
         timeline::write(&mut ward, file).context("the timeline was not drawn")?;
     }

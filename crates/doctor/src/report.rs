@@ -93,13 +93,15 @@ pub struct Seen {
     pub inferred: bool,
     /// In words.
     pub saw: String,
+    /// What was done, where that is not what the catalog says.
+    pub did: Option<&'static str>,
     /// Nothing is wrong, and somebody may want to know all the same.
     pub note: Option<String>,
 }
 
 impl Seen {
     pub(crate) fn kept(saw: impl Into<String>) -> Seen {
-        Seen { verdict: Verdict::Kept, inferred: false, saw: saw.into(), note: None }
+        Seen { verdict: Verdict::Kept, inferred: false, saw: saw.into(), did: None, note: None }
     }
 
     pub(crate) fn broken(saw: impl Into<String>) -> Seen {
@@ -126,6 +128,13 @@ pub struct Finding {
     pub check: &'static Check,
     /// What it saw.
     pub seen: Seen,
+}
+
+impl Finding {
+    /// What was done.
+    pub fn did(&self) -> &'static str {
+        self.seen.did.unwrap_or(self.check.did)
+    }
 }
 
 /// All that was found.
@@ -203,7 +212,7 @@ fn finding_to_json(finding: &Finding) -> String {
         text(check.title),
         text(seen.verdict.key()),
         seen.inferred,
-        text(check.did),
+        text(finding.did()),
         text(&seen.saw),
         when_broken(check.means),
         when_broken(check.repair),
@@ -233,6 +242,9 @@ impl fmt::Display for Report {
             writeln!(f)?;
             let words = format!("{} {}", promise.number(), promise.words());
             writeln!(f, "{}", row(&words, self.verdict(promise).words()))?;
+            if self.of(promise).next().is_none() {
+                writeln!(f, "   nothing of it was examined")?;
+            }
             for finding in self.of(promise) {
                 writeln!(f, "{}", row(&format!("   {}", finding.check.title), &verdict_of(&finding.seen)))?;
             }
@@ -297,7 +309,7 @@ fn row(left: &str, right: &str) -> String {
 fn write_broken(f: &mut fmt::Formatter<'_>, finding: &Finding) -> fmt::Result {
     let Finding { check, seen } = finding;
     writeln!(f, "\n{} {} is BROKEN  [{}]", check.promise.number(), check.title, check.id)?;
-    write_paragraph(f, "done: ", check.did)?;
+    write_paragraph(f, "done: ", finding.did())?;
     write_paragraph(f, "seen: ", &seen.saw)?;
     write_paragraph(f, "means:", check.means)?;
     write_paragraph(f, "do:   ", check.repair)

@@ -23,25 +23,28 @@ const STYLE: &str = "\
   text { fill: #1f2328 } .faint { fill: #59636e } .title { font-size: 17px; font-weight: 600 }
   .rail { stroke: #d1d9e0 } .tick { stroke: #eaeef2 } .span { fill: #8250df; opacity: .09 }
   .cut { stroke: #8250df; stroke-width: 2 } .answer { stroke: #8250df; stroke-width: 2; stroke-dasharray: 5 4 }
-  .sync { fill: #8250df } .host { fill: #9a6700 }
-  .covered { fill: #afb8c1 } .awaited { fill: #0969da } .later { fill: #2da44e } .missed { fill: #cf222e }
+  .sync { fill: #8250df } .host { fill: #1b7c83 }
+  .covered { fill: #afb8c1 } .awaited { fill: #0969da } .later { fill: #2da44e } .held { fill: #e16f24 } .missed { fill: #cf222e }
   @media (prefers-color-scheme: dark) {
     svg { background: #0d1117 } text { fill: #e6edf3 } .faint { fill: #9198a1 }
     .rail { stroke: #3d444d } .tick { stroke: #21262d } .span { fill: #a371f7; opacity: .13 }
-    .cut, .answer { stroke: #a371f7 } .sync { fill: #a371f7 } .host { fill: #d29922 }
-    .covered { fill: #59636e } .awaited { fill: #4493f8 } .later { fill: #3fb950 } .missed { fill: #ff5c54 }
+    .cut, .answer { stroke: #a371f7 } .sync { fill: #a371f7 } .host { fill: #39a9b3 }
+    .covered { fill: #59636e } .awaited { fill: #4493f8 } .later { fill: #3fb950 } .held { fill: #f0883e }
+    .missed { fill: #ff5c54 }
   }";
 
 /// The time that is shown, and where its moments are.
 struct Scale {
     from: Duration,
     until: Duration,
+    /// Where it is 0.
+    cut: Duration,
 }
 
 impl Scale {
     fn around(sync: Bar) -> Scale {
         let margin = (sync.until - sync.from).mul_f64(MARGIN).max(LEAST_MARGIN);
-        Scale { from: sync.from.saturating_sub(margin), until: sync.until + margin }
+        Scale { from: sync.from.saturating_sub(margin), until: sync.until + margin, cut: sync.from }
     }
 
     fn x(&self, moment: Duration) -> f64 {
@@ -66,6 +69,7 @@ pub(crate) fn draw(recording: &Recording) -> String {
     );
     // Writing into a string cannot fail.
     _ = write_head(&mut out, recording);
+    _ = write_span(&mut out, &scale, recording.sync, bottom);
     _ = write_grid(&mut out, &scale, recording, bottom);
     _ = write_bars(&mut out, &scale, recording);
     _ = write_cut(&mut out, &scale, recording.sync, bottom);
@@ -77,25 +81,37 @@ pub(crate) fn draw(recording: &Recording) -> String {
 type Written = std::fmt::Result;
 
 fn write_head(out: &mut String, recording: &Recording) -> Written {
-    let (awaited, missed) = (recording.count(Role::AwaitedFor), recording.count(Role::Missed));
-    let took = recording.sync.until - recording.sync.from;
-    let verdict = match missed {
-        0 => "every earlier change was on its way to the disk or there when it returned".to_owned(),
-        count => format!("{count} earlier changes were NOT on the disk when it returned"),
+    let took = (recording.sync.until - recording.sync.from).as_secs_f64() * 1000.0;
+    let awaited = recording.count(Role::AwaitedFor);
+    let missed = match recording.count(Role::Missed) {
+        0 => "missed none".to_owned(),
+        count => format!("MISSED {count}"),
+    };
+    let held = match recording.count(Role::HeldUp) {
+        0 => "held up nobody".to_owned(),
+        count => format!("HELD UP {count}"),
     };
     writeln!(
         out,
-        "<text x=\"20\" y=\"30\" class=\"title\">One sync: {:.1} ms, waited for {awaited} changes under way; {}</text>",
-        took.as_secs_f64() * 1000.0,
-        verdict
+        "<text x=\"20\" y=\"30\" class=\"title\">One sync, {took:.1} ms: waited for {awaited} changes under way, \
+         {missed}, {held}</text>"
     )?;
     writeln!(out, "<text x=\"20\" y=\"52\" class=\"faint\">{}</text>", escaped(&recording.subject, 140))
+}
+
+fn write_span(out: &mut String, scale: &Scale, sync: Bar, bottom: f64) -> Written {
+    let (cut, top) = (scale.x(sync.from), TOP - 12.0);
+    let (width, height) = (scale.x(sync.until) - cut, bottom - top);
+    writeln!(
+        out,
+        "<rect x=\"{cut:.1}\" y=\"{top}\" width=\"{width:.1}\" height=\"{height}\" class=\"span\"/>"
+    )
 }
 
 fn write_grid(out: &mut String, scale: &Scale, recording: &Recording, bottom: f64) -> Written {
     for moment in ticks(scale) {
         let x = scale.x(moment);
-        let milliseconds = moment.as_secs_f64() * 1000.0 - recording.sync.from.as_secs_f64() * 1000.0;
+        let milliseconds = (moment.as_secs_f64() - recording.sync.from.as_secs_f64()) * 1000.0;
         writeln!(out, "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\" class=\"tick\"/>")?;
         let y = bottom + 18.0;
         writeln!(
@@ -119,18 +135,9 @@ fn ticks(scale: &Scale) -> Vec<Duration> {
     let shown = scale.until - scale.from;
     let steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000].map(Duration::from_millis);
     let step = steps.into_iter().find(|step| *step * MOST >= shown).unwrap_or(shown);
-    // The margins are the same on both sides, so the cut is this far from the left.
-    let cut = cut_of(scale);
-    let back = (cut - scale.from).as_millis() / step.as_millis().max(1);
-    let first = cut - step * u32::try_from(back).unwrap_or(0);
+    let back = (scale.cut - scale.from).as_millis() / step.as_millis().max(1);
+    let first = scale.cut - step * u32::try_from(back).unwrap_or(0);
     (0..=MOST + 1).map(|index| first + step * index).take_while(|moment| *moment <= scale.until).collect()
-}
-
-fn cut_of(scale: &Scale) -> Duration {
-    let shown = scale.until - scale.from;
-    // shown = sync + 2 * max(MARGIN * sync, LEAST_MARGIN)
-    let margin = shown.mul_f64(MARGIN / (1.0 + 2.0 * MARGIN)).max(LEAST_MARGIN);
-    (scale.from + margin).min(scale.until)
 }
 
 fn write_bars(out: &mut String, scale: &Scale, recording: &Recording) -> Written {
@@ -151,6 +158,7 @@ fn look(role: Role) -> (&'static str, &'static str) {
         Role::Covered => ("covered", "before the cut"),
         Role::AwaitedFor => ("awaited", "under way at the cut"),
         Role::Later => ("later", "after the cut"),
+        Role::HeldUp => ("held", "after the cut, and held up by the sync"),
         Role::Missed => ("missed", "before the cut, and not on the disk"),
     }
 }
@@ -168,11 +176,6 @@ fn write_bar(out: &mut String, scale: &Scale, index: usize, bar: Bar, class: &st
 
 fn write_cut(out: &mut String, scale: &Scale, sync: Bar, bottom: f64) -> Written {
     let (cut, answer, top) = (scale.x(sync.from), scale.x(sync.until), TOP - 12.0);
-    let (width, height) = (answer - cut, bottom - top);
-    writeln!(
-        out,
-        "<rect x=\"{cut:.1}\" y=\"{top}\" width=\"{width:.1}\" height=\"{height}\" class=\"span\"/>"
-    )?;
     for (x, class, words, anchor) in
         [(cut, "cut", "the cut", "end"), (answer, "answer", "SYNCFS has succeeded", "start")]
     {
@@ -186,11 +189,12 @@ fn write_cut(out: &mut String, scale: &Scale, sync: Bar, bottom: f64) -> Written
 fn write_legend(out: &mut String, recording: &Recording, y: f64) -> Written {
     let entries = [
         (Role::Covered, "settled before the cut"),
-        (Role::AwaitedFor, "under way at the cut: waited for"),
-        (Role::Later, "later: rightly not waited for"),
-        (Role::Missed, "earlier, and missed"),
+        (Role::AwaitedFor, "waited for"),
+        (Role::Later, "later, not waited for"),
+        (Role::HeldUp, "later, held up"),
+        (Role::Missed, "earlier, missed"),
     ];
-    let mut x = LEFT;
+    let mut x = 20.0;
     for (role, words) in entries {
         let class = look(role).0;
         let text = format!("{words} ({})", recording.count(role));
@@ -200,7 +204,7 @@ fn write_legend(out: &mut String, recording: &Recording, y: f64) -> Written {
             y - 11.0
         )?;
         writeln!(out, "<text x=\"{}\" y=\"{y}\">{text}</text>", x + 18.0)?;
-        x += 34.0 + 6.6 * text.chars().count() as f64;
+        x += 32.0 + 6.9 * text.chars().count() as f64;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ashore_vhost_user::driver::RawError;
 use parking_lot::Mutex;
 
@@ -75,6 +75,8 @@ pub(crate) enum Role {
     AwaitedFor,
     /// Entered after the cut.
     Later,
+    /// Entered after the cut, and then took most of the time that the sync took.
+    HeldUp,
     /// Earlier, and not stable when the sync had succeeded; or not even settled.
     Missed,
 }
@@ -83,11 +85,27 @@ impl Recording {
     /// What a change was to the sync.
     pub(crate) fn role(&self, change: &Change) -> Role {
         match change.bar {
-            bar if bar.from >= self.sync.from => Role::Later,
+            bar if bar.from >= self.sync.from => self.later_role(bar),
             _ if change.missed => Role::Missed,
             bar if bar.until <= self.sync.from => Role::Covered,
             _ => Role::AwaitedFor,
         }
+    }
+
+    fn later_role(&self, bar: Bar) -> Role {
+        /// So many times as long as a change usually takes here and now: that is no chance.
+        const FAR_MORE: u32 = 8;
+        let (sync, took) = (self.sync.until - self.sync.from, bar.until.saturating_sub(bar.from));
+        let held_up = bar.from < self.sync.until && took > sync / 2 && took > self.usual() * FAR_MORE;
+        if held_up { Role::HeldUp } else { Role::Later }
+    }
+
+    /// How long a change takes that has nothing to do with the sync: the middle one of those before it.
+    fn usual(&self) -> Duration {
+        let before = self.changes.iter().filter(|change| change.bar.until < self.sync.from);
+        let mut times: Vec<_> = before.map(|change| change.bar.until - change.bar.from).collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or_default()
     }
 
     /// How many changes had this role.
@@ -99,7 +117,10 @@ impl Recording {
 /// Records one sync of the ward's server and draws it.
 pub(crate) fn write(ward: &mut Ward, file: &Path) -> Result<()> {
     let subject = ward.subject();
-    let line = ward.syncing_line()?;
+    if ward.syncfs_is_unknown {
+        bail!("the server does not understand SYNCFS");
+    }
+    let line = ward.line()?;
     let recording = Recording { subject, ..record(line)? };
     std::fs::write(file, draw(&recording)).with_context(|| format!("cannot write {}", file.display()))
 }

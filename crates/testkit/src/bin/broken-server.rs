@@ -276,7 +276,7 @@ impl FileSystem for Broken {
         fn create(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, flags: u32, mode: u32, umask: u32, open_flags: OpenRequestFlags) -> Result<Created>;
         fn read(&self, node: NodeId, read: &Read, target: &mut dyn ReplyBody) -> Result<usize>;
         fn statfs(&self, node: NodeId) -> Result<Kstatfs>;
-        fn release(&self, node: NodeId, handle: FileHandle, lock_owner: LockOwner) -> Result<()>;
+        fn release(&self, node: NodeId, handle: FileHandle, lock_owner: Option<LockOwner>) -> Result<()>;
         fn flush(&self, node: NodeId, handle: FileHandle, lock_owner: LockOwner) -> Result<()>;
         fn setxattr(&self, caller: &Caller<'_>, node: NodeId, name: &CStr, value: &[u8], flags: u32, setxattr_flags: u32) -> Result<()>;
         fn getxattr(&self, caller: &Caller<'_>, node: NodeId, name: &CStr, buffer: &mut [u8]) -> Result<usize>;
