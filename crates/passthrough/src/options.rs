@@ -253,7 +253,7 @@ pub enum SyncScope {
     #[default]
     Filesystem,
     /// What was changed through this share, by fsync(2) of each file and directory. All of it where that is not exact:
-    /// on other file systems than ext4 with a journal, XFS and btrfs, after very many changes, and at the first sync.
+    /// on other file systems than ext4 with a journal and XFS, after very many changes, and at the first sync.
     Share,
 }
 

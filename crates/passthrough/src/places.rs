@@ -262,7 +262,7 @@ impl Places {
                 backing.map_or(("unknown", "?"), |backing| (&backing.kind, &backing.mount_point));
             tracing::warn!(
                 "--sync-scope share: {mount_point} ({kind}) is synced as a whole all the same; that fsync of each file \
-                 and directory is enough is known of ext4 with a journal, xfs and btrfs only"
+                 and directory is enough is known of ext4 with a journal and of xfs only"
             );
         }
         exact

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::harness::Mounted;
 
 /// Kinds that `--sync-scope share` is exact on.
-pub(crate) const KINDS: [&str; 3] = ["ext4", "xfs", "btrfs"];
+pub(crate) const KINDS: [&str; 2] = ["ext4", "xfs"];
 
 /// A new file system, mounted.
 pub(crate) struct Disk {
