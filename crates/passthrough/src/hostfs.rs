@@ -25,6 +25,7 @@ use ashore_wire::Errno;
 use parking_lot::Mutex;
 
 use crate::backing::Backing;
+use crate::flush::DiskFlush;
 use crate::host::HostResult;
 use crate::rounds::{Rounds, TimedOut};
 use crate::sys;
@@ -109,6 +110,7 @@ impl HostFileSystems {
             descriptor: descriptor.map(OnceLock::from).unwrap_or_default(),
             failures: Mutex::default(),
             rounds: Arc::default(),
+            flush: DiskFlush::default(),
             calls: Arc::clone(&self.calls),
         });
         by_device.insert(device, Arc::downgrade(&host));
@@ -169,6 +171,7 @@ pub(crate) struct HostFs {
     descriptor: OnceLock<OwnedFd>,
     failures: Mutex<Failures>,
     rounds: Arc<Rounds>,
+    flush: DiskFlush,
     calls: Arc<dyn HostCalls>,
 }
 
@@ -235,7 +238,8 @@ impl HostFs {
 
     fn sync(&self) -> Result<(), Errno> {
         let descriptor = self.descriptor.get().ok_or(Errno::EIO)?;
-        uninterrupted(|| self.calls.syncfs(self.device, descriptor.as_fd())).told()
+        uninterrupted(|| self.calls.syncfs(self.device, descriptor.as_fd())).told()?;
+        uninterrupted(|| self.flush.after_sync(descriptor.as_fd())).told()
     }
 
     /// What is said of a sync that took too long.

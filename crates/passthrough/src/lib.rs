@@ -41,6 +41,7 @@ mod credentials;
 mod data;
 mod directory;
 mod dirt;
+mod flush;
 mod handles;
 mod host;
 mod hostfs;
