@@ -61,9 +61,13 @@ const PEERS: [&str; 11] = [
     "with_virtiofsd::",
 ];
 
+/// What a power cut leaves, at thousands of moments; two tests at a time, and what each found is printed.
+const POWER_CUTS: [&str; 8] =
+    ["test", "--package", "ashore-testkit", "--test", "power_cuts", "--", "--nocapture", "--test-threads=2"];
+
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -141,6 +145,13 @@ const STEPS: [Step; 11] = [
         arguments: &MUTANTS,
         needs: Needs::Toolchain,
         cfgs: &["mutants"],
+    },
+    Step {
+        name: "power-cuts",
+        purpose: "what a sync promised is there after a power cut, on ext4, XFS and btrfs, and faults are found out",
+        arguments: &POWER_CUTS,
+        needs: Needs::Guest,
+        cfgs: &[],
     },
     Step {
         name: "guests",

@@ -76,6 +76,14 @@ impl Share {
     }
 }
 
+/// A disk of a guest, which is so many bytes of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    pub(crate) file: PathBuf,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
 /// What a guest shall be like.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -83,6 +91,7 @@ pub struct Builder {
     cpus: u32,
     memory_mib: u32,
     shares: Vec<Share>,
+    disks: Vec<Disk>,
     programs: Vec<String>,
     files: Vec<(PathBuf, String)>,
     terminal: bool,
@@ -110,6 +119,12 @@ impl Builder {
     /// Another share.
     pub fn share(mut self, share: Share) -> Self {
         self.shares.push(share);
+        self
+    }
+
+    /// Another disk, which is a part of a file: `/dev/vda` in the guest, then `/dev/vdb` and so on.
+    pub fn disk(mut self, file: impl Into<PathBuf>, offset: u64, length: u64) -> Self {
+        self.disks.push(Disk { file: file.into(), offset, length });
         self
     }
 
@@ -141,6 +156,7 @@ impl Builder {
             kernel: &kernel.image(),
             initramfs: &initramfs,
             shares: &self.shares,
+            disks: &self.disks,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             terminal: self.terminal,
@@ -188,6 +204,7 @@ impl Guest {
             cpus: 2,
             memory_mib: 512,
             shares: Vec::new(),
+            disks: Vec::new(),
             programs: Vec::new(),
             files: Vec::new(),
             terminal: false,

@@ -42,6 +42,7 @@ pub mod pattern;
 pub mod protocol;
 mod qemu;
 mod server;
+pub mod workload;
 
 pub use agent::target_dir;
 pub use channel::{Event, Output, Running};

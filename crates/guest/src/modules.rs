@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-const NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "fuse", "virtiofs"];
+const NEEDED: [&str; 5] = ["virtio_pci", "virtio_console", "virtio_blk", "fuse", "virtiofs"];
 
 /// A module as the guest shall load it.
 pub(crate) struct Module {

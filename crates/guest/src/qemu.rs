@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::guest::Share;
+use crate::guest::{Disk, Share};
 use crate::protocol::PORT_NAME;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -25,6 +25,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) shares: &'a [Share],
+    pub(crate) disks: &'a [Disk],
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
     pub(crate) terminal: bool,
@@ -126,6 +127,9 @@ fn command(machine: &Machine<'_>, console: &Path, port: &Path) -> Command {
     for (number, share) in machine.shares.iter().enumerate() {
         add_share(&mut command, number, share);
     }
+    for (number, disk) in machine.disks.iter().enumerate() {
+        add_disk(&mut command, number, disk);
+    }
     if !machine.terminal {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         // The keyboard's interrupt is for us, who then end the guest in good order. With a terminal, on the other hand,
@@ -157,6 +161,16 @@ fn add_share(command: &mut Command, number: usize, share: &Share) {
         device += &format!(",num-request-queues={}", share.queues);
     }
     command.args(["-device", &device]);
+}
+
+/// Past the host's cache. Flushes of the guest end here: what it writes to such a disk tells of something, and must not
+/// make anything stable.
+fn add_disk(command: &mut Command, number: usize, disk: &Disk) {
+    let Disk { file, offset, length } = disk;
+    let file = file.display();
+    let drive = format!("if=none,id=disk{number},format=raw,file={file},offset={offset},size={length}");
+    command.args(["-drive", &format!("{drive},cache.direct=on,cache.no-flush=on,file.locking=off")]);
+    command.args(["-device", &format!("virtio-blk-pci,drive=disk{number}")]);
 }
 
 fn read_lossy(path: &Path) -> String {

@@ -14,5 +14,6 @@ pub mod loopback;
 pub mod memory_fs;
 pub mod mounted;
 pub mod overtaking;
+pub mod power_cut;
 pub mod scripted;
 pub mod share;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ashore_guest::workload::{self, HostDirectory, MarkerDisk, Plan, Progress, SyncCall};
 use ashore_guest::{manifest, pattern};
 use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
@@ -27,6 +28,8 @@ agent write-many DIR SEED FILES COUNT        FILES files of COUNT pattern blocks
                                              when sync(2) is called
 agent probe PATH SECONDS                     slowest and median microseconds of open + fstat + close, in a loop
 agent manifest DIR                           one line for each name below DIR
+agent work DIR SEED THREADS STEPS DISK HOW   a workload of that seed; its marks go to DISK. HOW: syncfs, sync, or
+                                             none, which syncs nothing and marks all the same
 agent halve DIR                              in each folder of DIR remove every second file and rename the others";
 
 /// Runs one tool.
@@ -44,6 +47,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         }
         ["probe", path, seconds] => probe(path, Duration::from_secs_f64(seconds.parse()?))?,
         ["halve", root] => halve(Path::new(root))?,
+        ["work", root, seed, threads, steps, disk, how] => {
+            let plan = Plan {
+                seed: seed.parse()?,
+                threads: threads.parse()?,
+                operations: steps.parse()?,
+                floors_read_late: false,
+            };
+            work(root, &plan, disk, SyncCall::from_name(how)?)?;
+        }
         ["manifest", root] => print(&manifest::of_tree(root)?)?,
         _ => bail!("unknown or incomplete; the tools are:\n{USAGE}"),
     }
@@ -191,6 +203,19 @@ fn halve(root: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Prints how many steps each thread has done.
+fn work(root: &str, plan: &Plan, disk: &str, sync: SyncCall) -> Result<()> {
+    let marks = MarkerDisk::open(disk).with_context(|| format!("opening {disk}"))?;
+    let target = HostDirectory::new(root, sync);
+    let outcome =
+        workload::run(plan, 0..plan.threads, &target, &Progress::new(plan), &|mark| marks.write(&mark));
+    if !outcome.errors.is_empty() {
+        bail!("{}", outcome.errors.join("; "));
+    }
+    let done: Vec<String> = outcome.done.iter().map(u32::to_string).collect();
+    print(&format!("done {}\n", done.join(" ")))
 }
 
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {

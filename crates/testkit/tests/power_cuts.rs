@@ -1,0 +1,381 @@
+//! What a sync promised is there after the power has gone: of file systems on a disk that records every write, cut off at
+//! hundreds of places, through our client and server, through guests, with a server that is killed and a disk that fails.
+//!
+//! How it works stands in docs/testing.md and `ashore_testkit::power_cut`. Each test prints what it did; a state that
+//! breaks a promise is saved, with the command that shows it again.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+mod power_cuts {
+    use std::fs::File;
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
+
+    use ashore_client::CacheMode;
+    use ashore_testkit::guest::Server;
+    use ashore_testkit::guest::workload::{HostDirectory, Outcome, Progress, SyncCall};
+    use ashore_testkit::power_cut::{
+        ClientTarget, Kind, OtherSync, Recording, Rung, Scenario, Stage, Way, connect,
+    };
+    use rustix::process::Signal;
+
+    /// Names another first seed, for a run that has not been before.
+    const SEED_VARIABLE: &str = "ASHORE_POWER_CUT_SEED";
+    const STATES: usize = 100;
+
+    fn first_seed() -> u64 {
+        let named = std::env::var(SEED_VARIABLE).ok();
+        named.map_or(1, |seed| seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE}={seed} is no number")))
+    }
+
+    fn keeps_every_promise(way: Way, kind: Kind, recordings: u64) {
+        for number in 0..recordings {
+            let rung = Rung::climb(way, &Scenario::new(kind, first_seed() + number), STATES).unwrap();
+            println!("{rung}");
+            assert!(rung.syncs > 40, "{rung}: too little was synced to say anything");
+            assert!(rung.report.broken.is_empty(), "{rung}; what is wrong stands above");
+        }
+    }
+
+    mod without_a_server {
+        use super::*;
+
+        #[test]
+        fn ext4_keeps_every_promise() {
+            keeps_every_promise(Way::DIRECT, Kind::Ext4, 1);
+        }
+
+        #[test]
+        fn xfs_keeps_every_promise() {
+            keeps_every_promise(Way::DIRECT, Kind::Xfs, 1);
+        }
+
+        #[test]
+        fn btrfs_keeps_every_promise() {
+            keeps_every_promise(Way::DIRECT, Kind::Btrfs, 1);
+        }
+    }
+
+    mod through_our_client {
+        use super::*;
+
+        #[test]
+        fn every_promise_is_kept_on_ext4() {
+            keeps_every_promise(Way::CLIENT, Kind::Ext4, 2);
+        }
+
+        #[test]
+        fn every_promise_is_kept_on_xfs() {
+            keeps_every_promise(Way::CLIENT, Kind::Xfs, 2);
+        }
+
+        #[test]
+        fn every_promise_is_kept_on_btrfs() {
+            keeps_every_promise(Way::CLIENT, Kind::Btrfs, 1);
+        }
+
+        #[test]
+        fn every_promise_is_kept_without_a_cache() {
+            keeps_every_promise(Way::CLIENT_UNCACHED, Kind::Ext4, 1);
+            keeps_every_promise(Way::CLIENT_UNCACHED, Kind::Xfs, 1);
+        }
+
+        #[test]
+        fn every_promise_is_kept_when_only_the_shares_own_changes_are_synced() {
+            for kind in Kind::ALL {
+                keeps_every_promise(Way::CLIENT_SHARE, kind, 1);
+            }
+        }
+    }
+
+    mod in_a_real_guest {
+        use super::*;
+
+        #[test]
+        fn every_promise_is_kept_on_ext4() {
+            keeps_every_promise(Way::GUEST, Kind::Ext4, 2);
+        }
+
+        #[test]
+        fn every_promise_is_kept_on_xfs() {
+            keeps_every_promise(Way::GUEST, Kind::Xfs, 2);
+        }
+
+        #[test]
+        fn every_promise_is_kept_on_btrfs() {
+            keeps_every_promise(Way::GUEST, Kind::Btrfs, 1);
+        }
+
+        /// sync(2) of a guest that writes back: sound for Linux before 6.18.21, 6.19.11 and 7.0, as the default guest is.
+        #[test]
+        fn every_promise_is_kept_when_the_guest_writes_back() {
+            keeps_every_promise(Way::GUEST_WRITEBACK, Kind::Ext4, 1);
+        }
+
+        #[test]
+        fn every_promise_is_kept_when_only_the_shares_own_changes_are_synced() {
+            keeps_every_promise(Way::GUEST_SHARE, Kind::Ext4, 1);
+        }
+
+        /// That its marks are not too kind: a guest that syncs nothing is found out.
+        #[test]
+        fn a_guest_that_does_not_sync_is_caught() {
+            let recording = Way::GUEST_UNSYNCED.record(&Scenario::new(Kind::Ext4, first_seed())).unwrap();
+            is_caught("no sync in a guest", &recording);
+        }
+    }
+
+    /// A deliberate fault must show in so many states.
+    const CAUGHT_WITHIN: usize = 20;
+
+    fn is_caught(fault: &str, recording: &Recording) {
+        let report = recording.cut(CAUGHT_WITHIN, recording.plan.seed).unwrap();
+        let broken = report.broken.len();
+        println!("{fault:36} {:5}: {broken} of {} states broken", recording.kind.name(), report.states);
+        assert!(broken > 0, "{fault} on {:?} was not caught in {CAUGHT_WITHIN} states", recording.kind);
+    }
+
+    mod deliberate_faults {
+        use super::*;
+
+        /// The file systems whose faults must be caught.
+        const KINDS: [Kind; 3] = Kind::ALL;
+
+        /// Work straight on a file system with another sync.
+        fn record(
+            scenario: &Scenario,
+            fsync: bool,
+            sync: impl Fn(&Path) -> io::Result<()> + Sync,
+        ) -> Recording {
+            let stage = Stage::new(scenario).unwrap();
+            let root = stage.root();
+            File::create(root.join("anchor")).unwrap();
+            let target = HostDirectory::new(root, SyncCall::Syncfs);
+            let outcome = stage.work(&OtherSync { target, sync: || sync(root), fsync }).unwrap();
+            stage.finish(&outcome)
+        }
+
+        fn syncfs(root: &Path) -> io::Result<()> {
+            Ok(rustix::fs::syncfs(File::open(root)?)?)
+        }
+
+        #[test]
+        fn no_sync_at_all_is_caught() {
+            for kind in KINDS {
+                let recording = record(&Scenario::new(kind, first_seed()), false, |_| Ok(()));
+                is_caught("no sync", &recording);
+            }
+        }
+
+        #[test]
+        fn a_sync_that_promises_what_was_done_while_it_ran_is_caught() {
+            for kind in KINDS {
+                let mut scenario = Scenario::new(kind, first_seed());
+                scenario.plan.floors_read_late = true;
+                is_caught("floors read too late", &record(&scenario, true, syncfs));
+            }
+        }
+
+        #[test]
+        fn an_fsync_of_one_file_in_place_of_a_sync_is_caught() {
+            for kind in KINDS {
+                let one = |root: &Path| File::open(root.join("anchor"))?.sync_all();
+                is_caught("fsync of one file", &record(&Scenario::new(kind, first_seed()), true, one));
+            }
+        }
+
+        /// All data of all files is written to the disk, which is not told to keep it, nor are names.
+        #[test]
+        fn writing_data_back_without_a_flush_is_caught() {
+            for kind in KINDS {
+                let recording = record(&Scenario::new(kind, first_seed()), false, write_back);
+                is_caught("write-back (sync_file_range)", &recording);
+            }
+        }
+
+        fn write_back(root: &Path) -> io::Result<()> {
+            for file in files_below(root) {
+                let call = ["-c", "sync_range -b -w -a 0 0"];
+                // It may have been removed meanwhile.
+                Command::new("xfs_io").args(call).arg(file).output()?;
+            }
+            Ok(())
+        }
+
+        fn files_below(folder: &Path) -> Vec<PathBuf> {
+            let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+            let paths = entries.flatten().map(|entry| entry.path());
+            paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+        }
+
+        #[test]
+        fn an_ext4_that_sends_no_flushes_is_caught() {
+            let scenario = Scenario { mount_options: "nobarrier", ..Scenario::new(Kind::Ext4, first_seed()) };
+            is_caught("nobarrier", &record(&scenario, true, syncfs));
+        }
+
+        #[test]
+        fn flushes_that_are_answered_and_not_done_are_caught() {
+            for kind in KINDS {
+                let scenario = Scenario { drop_flushes: true, ..Scenario::new(kind, first_seed()) };
+                is_caught("flushes not done", &record(&scenario, true, syncfs));
+            }
+        }
+    }
+
+    mod a_server_that_is_killed {
+        use super::*;
+
+        /// Aim: a server that is killed takes nothing with it that it acknowledged, and its successor's syncs cover what it
+        /// had been given. Method: half of the threads work until the server is killed, the others with the next server;
+        /// with every sync of the second half those of the first half must be there as they were. The client has no cache,
+        /// so what it was answered the host has.
+        fn loses_nothing(kind: Kind, arguments: &[&str]) {
+            let mut scenario = Scenario::new(kind, first_seed());
+            scenario.plan.threads = 6;
+            scenario.plan.operations = 400;
+            let stage = Stage::new(&scenario).unwrap();
+            let progress = Progress::new(&scenario.plan);
+            let first = server(&stage, arguments);
+            thread::scope(|scope| {
+                let target = ClientTarget(connect(&first, CacheMode::None).unwrap());
+                let (stage, progress) = (&stage, &progress);
+                let work = scope.spawn(move || stage.work_until_error(&target, 0..3, progress));
+                while progress.floors()[0] < 60 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                first.signal(Signal::KILL);
+                assert!(
+                    !work.join().unwrap().errors.is_empty(),
+                    "the work was over before the server was killed"
+                );
+            });
+            let before = progress.floors();
+            drop(first);
+
+            let second = server(&stage, arguments);
+            let progress = Progress::from(progress.floors());
+            let target = ClientTarget(connect(&second, CacheMode::None).unwrap());
+            let outcome = stage.work_until_error(&target, 3..6, &progress);
+            assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+            drop(target);
+            let recording = stage.finish(&Outcome { errors: Vec::new(), ..outcome });
+            let report = recording.cut(STATES, first_seed()).unwrap();
+            println!(
+                "killed after {before:?} steps  {:5}: {} syncs, {} states, {} broken",
+                kind.name(),
+                recording.marks(),
+                report.states,
+                report.broken.len()
+            );
+            assert!(report.broken.is_empty(), "{:#?}", report.broken);
+        }
+
+        fn server(stage: &Stage, arguments: &[&str]) -> Server {
+            let builder = Server::builder(stage.root()).queues(2);
+            arguments.iter().fold(builder, |builder, argument| builder.arg(argument)).start().unwrap()
+        }
+
+        #[test]
+        fn loses_nothing_on_ext4() {
+            loses_nothing(Kind::Ext4, &[]);
+        }
+
+        #[test]
+        fn loses_nothing_on_xfs() {
+            loses_nothing(Kind::Xfs, &[]);
+        }
+
+        #[test]
+        fn loses_nothing_when_only_the_shares_own_changes_are_synced() {
+            loses_nothing(Kind::Ext4, &["--sync-scope", "share"]);
+        }
+    }
+
+    mod a_disk_that_fails_writes {
+        use super::*;
+
+        /// Writes of files' data that fail at a time, and how often.
+        const BURST: u32 = 2;
+        const PAUSE: Duration = Duration::from_millis(25);
+
+        /// Aim: data that was lost is never covered by a sync that succeeds, unless one has failed before and so told of it.
+        fn record(kind: Kind, cache: CacheMode, arguments: &[&str], swallow: bool) -> (Recording, u64) {
+            let stage = Stage::new(&Scenario::new(kind, first_seed())).unwrap();
+            let builder = Server::builder(stage.root()).queues(2);
+            let server =
+                arguments.iter().fold(builder, |builder, argument| builder.arg(argument)).start().unwrap();
+            let target = ClientTarget(connect(&server, cache).unwrap());
+            let disk = stage.disk().clone();
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let failures = thread::spawn(move || {
+                while stopped
+                    .recv_timeout(PAUSE)
+                    .is_err_and(|error| error == std::sync::mpsc::RecvTimeoutError::Timeout)
+                {
+                    disk.fail_data_writes(BURST);
+                }
+                disk.fail_data_writes(0);
+                disk.failed()
+            });
+            let outcome = if swallow {
+                let sync = || target.0.sync().or(Ok(()));
+                let progress = Progress::new(&Scenario::new(kind, first_seed()).plan);
+                let target = OtherSync { target: ClientTarget(target.0.clone()), sync, fsync: false };
+                stage.work_until_error(&target, 0..3, &progress)
+            } else {
+                stage.work(&target).unwrap()
+            };
+            drop(stop);
+            let failed = failures.join().unwrap();
+            drop(target);
+            (stage.finish(&outcome), failed)
+        }
+
+        fn is_never_covered_up(kind: Kind, cache: CacheMode, arguments: &[&str]) {
+            let (recording, failed) = record(kind, cache, arguments, false);
+            let told = recording.failed_marks();
+            let report = recording.cut(STATES, first_seed()).unwrap();
+            println!(
+                "{failed} writes failed  {:5} {cache:?} {arguments:?}: {told} syncs failed, {} succeeded; {} states, {} broken",
+                kind.name(),
+                recording.marks(),
+                report.states,
+                report.broken.len()
+            );
+            assert!(failed > 0 && told > 0);
+            assert!(report.broken.is_empty(), "{:#?}", report.broken);
+        }
+
+        #[test]
+        fn is_never_covered_up_on_ext4() {
+            is_never_covered_up(Kind::Ext4, CacheMode::WriteBack, &["--writeback"]);
+        }
+
+        #[test]
+        fn is_never_covered_up_on_xfs() {
+            is_never_covered_up(Kind::Xfs, CacheMode::WriteBack, &["--writeback"]);
+        }
+
+        #[test]
+        fn is_never_covered_up_on_btrfs() {
+            is_never_covered_up(Kind::Btrfs, CacheMode::WriteBack, &["--writeback"]);
+        }
+
+        #[test]
+        fn is_never_covered_up_when_only_the_shares_own_changes_are_synced() {
+            for kind in Kind::ALL {
+                is_never_covered_up(kind, CacheMode::None, &["--sync-scope", "share"]);
+            }
+        }
+
+        #[test]
+        fn a_sync_that_keeps_the_error_to_itself_is_caught() {
+            let (recording, _) = record(Kind::Ext4, CacheMode::None, &[], true);
+            is_caught("error of a sync swallowed", &recording);
+        }
+    }
+}
