@@ -50,6 +50,10 @@ pub(crate) struct MountArguments {
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = CachePolicy::Auto)]
     cache: CachePolicy,
 
+    /// Let the kernel write back from its cache when it likes. A sync brings all of it here first
+    #[arg(long, conflicts_with = "fsync_only")]
+    writeback: bool,
+
     /// Refuse every change
     #[arg(long)]
     readonly: bool,
@@ -109,7 +113,9 @@ pub(crate) fn mount(mut arguments: MountArguments) -> anyhow::Result<ExitCode> {
     serve::prepare_process();
     arguments.check_places()?;
     let filesystem = Passthrough::new(arguments.passthrough_options())?;
-    let session = Session::new(filesystem, Limits::default());
+    // What the kernel holds is asked for before each sync: nothing has to be waited for on suspicion.
+    let limits = Limits { early_sync_grace: Duration::ZERO, ..Default::default() };
+    let session = Session::new(filesystem, limits);
     let (mount, queues) = arguments.mount()?;
     let mount = Arc::new(mount);
     let workers = start_workers(&session, queues)?;
@@ -151,6 +157,7 @@ impl MountArguments {
     fn passthrough_options(&self) -> Options {
         Options {
             cache: self.cache,
+            writeback: self.writeback,
             readonly: self.readonly,
             xattr: self.xattr,
             sync_scope: self.sync_scope,
@@ -166,7 +173,8 @@ impl MountArguments {
             _ if self.fsync_only => "--fsync-only".to_owned(),
             SyncDelivery::Impossible(reason) => reason,
             SyncDelivery::Possible => {
-                match options.clone().deliver_syncs(true).mount(&self.mount_point, threads) {
+                let options = options.clone().deliver_syncs(true).write_back_barrier(true);
+                match options.mount(&self.mount_point, threads) {
                     Err(error @ MountError::LoopDevice(_)) => error.to_string(),
                     mounted => return Ok(mounted?),
                 }
@@ -175,6 +183,11 @@ impl MountArguments {
         if self.require_durable {
             bail!(
                 "only fsync(2) would make changes stable here, sync(2) would not: {reason}; drop --require-durable"
+            );
+        }
+        if self.writeback {
+            bail!(
+                "--writeback needs sync(2) to reach us, and it does not: {reason}; mount without --writeback"
             );
         }
         tracing::warn!(
@@ -226,6 +239,9 @@ fn unmount_on_signal(mount: &Arc<Mount>, arguments: &MountArguments) -> std::io:
             Ok(Unmounted::InUse) => {
                 tracing::warn!("{} is in use; who uses it may go on for {busy:?}", mount.path().display());
                 thread::sleep(busy);
+                if let Err(error) = mount.write_back() {
+                    tracing::error!("the kernel's cache could not be written back: {error}");
+                }
                 tracing::warn!("the mount is still in use, and is ended; its users get errors");
                 if let Err(error) = mount.abort() {
                     tracing::error!(

@@ -185,6 +185,18 @@ fn a_mount_in_use_is_gone_after_sigterm_and_its_users_get_errors_in_the_end() {
 }
 
 #[test]
+fn what_the_kernel_holds_of_a_mount_in_use_arrives_before_its_end() {
+    let place = Place::new();
+    let running = place.start(&["--writeback", "--busy-timeout", "1"]);
+    let file = File::create_new(place.here("file")).unwrap();
+    file.write_all_at(b"in the kernel's cache", 0).unwrap();
+    running.signal(Signal::TERM);
+    let (code, said) = running.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"in the kernel's cache");
+}
+
+#[test]
 fn kill_leaves_a_mount_that_the_next_one_names_or_takes_away_and_no_loop_device() {
     let place = Place::new();
     let running = place.start(&[]);
@@ -292,5 +304,6 @@ fn wrong_use_is_named_in_one_sentence() {
     fails(source, &point.join("missing"), &[], "mkdir -p");
     fails(&source.join("missing"), point, &[], "check that it exists");
     fails(source, source, &[], "a mount cannot serve itself");
+    fails(source, point, &["-o", "writeback,fsync_only"], "--writeback needs sync(2) to reach us");
     fails(source, point, &["-o", "sparkle"], "there is no such option");
 }

@@ -15,6 +15,7 @@ use zerocopy::FromBytes;
 use crate::backlog::{FuseBacklog, Turns};
 use crate::buffers::{PageBuffer, Pool, Slot};
 use crate::device::Device;
+use crate::write_back::{Effect, WriteBack};
 
 const HELD: &str = "a request's memory is given back only when the request is dropped";
 
@@ -23,6 +24,7 @@ pub(crate) struct Origin {
     pub(crate) device: Arc<Device>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) turns: Arc<Turns>,
+    pub(crate) write_back: Option<Arc<WriteBack>>,
 }
 
 /// A request from the kernel; see [`Exchange`].
@@ -30,6 +32,7 @@ pub struct FuseExchange {
     origin: Arc<Origin>,
     slot: Option<Slot>,
     answered: bool,
+    effect: Effect,
 }
 
 impl FuseExchange {
@@ -41,7 +44,7 @@ impl FuseExchange {
         let head_length = head_length(opcode, length);
         head.set(&bytes[..head_length]);
         bulk.payload = head_length..length;
-        FuseExchange { origin, slot: Some(slot), answered: false }
+        FuseExchange { origin, slot: Some(slot), answered: false, effect: Effect::None }
     }
 
     /// What takes long is answered at once, with ENOMEM, while very much is under way already.
@@ -63,11 +66,16 @@ impl FuseExchange {
         opcode.and_then(Opcode::from_raw).is_some_and(|opcode| long.contains(&opcode))
     }
 
-    fn head(&self) -> &[u8] {
+    /// What succeeding will mean for the kernel's write-back.
+    pub(crate) fn set_effect(&mut self, effect: Effect) {
+        self.effect = effect;
+    }
+
+    pub(crate) fn head(&self) -> &[u8] {
         self.slot.as_ref().expect(HELD).head.bytes()
     }
 
-    fn id(&self) -> Option<RequestId> {
+    pub(crate) fn id(&self) -> Option<RequestId> {
         Request::id_of(self.head())
     }
 
@@ -75,7 +83,13 @@ impl FuseExchange {
         self.answered = true;
         let reply = self.slot.as_ref().expect(HELD).bulk.reply.bytes();
         match (header.len as usize).checked_sub(OUT_HEADER_SIZE).and_then(|length| reply.get(..length)) {
-            Some(body) => self.origin.device.reply(header, body),
+            Some(body) => {
+                // Before the kernel knows: from then on the file can become dirty.
+                if let Some(write_back) = self.origin.write_back.as_ref().filter(|_| header.error == 0) {
+                    write_back.done(self.effect, body);
+                }
+                self.origin.device.reply(header, body);
+            }
             None => {
                 tracing::error!("a reply of {} bytes makes no sense and becomes EIO", header.len);
                 self.origin.device.reply(error_header(RequestId(header.unique), Errno::EIO), &[]);

@@ -50,6 +50,7 @@ mod notify;
 mod options;
 mod queue;
 mod sys;
+mod write_back;
 
 pub use exchange::{FuseBulk, FuseExchange};
 pub use mount::{Mount, Unmounted};

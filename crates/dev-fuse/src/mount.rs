@@ -1,10 +1,12 @@
 //! Mounting and unmounting.
 
 use std::ffi::CString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -25,12 +27,12 @@ use crate::loop_device::LoopDevice;
 use crate::notify::Notifier;
 use crate::options::{MountError, MountOptions};
 use crate::queue::FuseQueue;
+use crate::write_back::{WAITING_SYNCS_MAX, WriteBack};
 
 /// The kind of file at the mount point, in a mode.
 const FILE_TYPE_MASK: u32 = 0o170_000;
 
 /// A mount. Dropped, it is unmounted.
-#[derive(Debug)]
 pub struct Mount {
     path: PathBuf,
     connection: Connection,
@@ -38,6 +40,16 @@ pub struct Mount {
     by_fusermount: bool,
     state: Mutex<State>,
     notifier: Notifier,
+    write_back: Option<Arc<WriteBack>>,
+}
+
+impl fmt::Debug for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mount")
+            .field("path", &self.path)
+            .field("state", &*self.state.lock())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +73,8 @@ pub enum Unmounted {
 impl MountOptions {
     /// Mounts on `path`, a directory for a file system whose root is one and a file for a file system that is one file.
     ///
-    /// Returns the mount and `queues` queues (at least one). Until their threads run, whoever looks into the mount waits.
+    /// Returns the mount and `queues` queues (at least one), and one more for syncs with
+    /// [`MountOptions::write_back_barrier`]. Until their threads run, whoever looks into the mount waits.
     pub fn mount(
         &self,
         path: impl AsRef<Path>,
@@ -75,19 +88,41 @@ impl MountOptions {
             mounted => (mounted?, false),
         };
         let devices = devices(fd, queues.max(1));
+        let notifier = Notifier::new(Arc::downgrade(&devices[0]));
+        let (write_back, queues) = self.queues(devices, &notifier);
         let mount = Mount {
             connection: Connection::at(&point.path).map_err(|errno| point.refused("statx", errno, ""))?,
             path: point.path,
             by_fusermount,
             state: Mutex::new(State::Mounted),
-            notifier: Notifier::new(Arc::downgrade(&devices[0])),
+            notifier,
+            write_back,
         };
-        let pool = Arc::new(Pool::new(self.max_write as usize, devices.len()));
-        let turns = Arc::new(Turns::new(devices.len()));
-        let queues = devices.into_iter().enumerate().map(|(index, device)| {
-            FuseQueue::new(Origin { device, pool: Arc::clone(&pool), turns: Arc::clone(&turns) }, index)
-        });
-        Ok((mount, queues.collect()))
+        Ok((mount, queues))
+    }
+
+    fn queues(
+        &self,
+        devices: Vec<Arc<Device>>,
+        notifier: &Notifier,
+    ) -> (Option<Arc<WriteBack>>, Vec<FuseQueue>) {
+        let count = devices.len();
+        let (sender, syncs) = sync_channel(WAITING_SYNCS_MAX);
+        let write_back = self.write_back_barrier.then(|| Arc::new(WriteBack::new(sender, count)));
+        let pool = Arc::new(Pool::new(self.max_write as usize, count));
+        let turns = Arc::new(Turns::new(count + 1));
+        let origin = |device: &Arc<Device>| Origin {
+            device: Arc::clone(device),
+            pool: Arc::clone(&pool),
+            turns: Arc::clone(&turns),
+            write_back: write_back.clone(),
+        };
+        let reading = devices.iter().enumerate().map(|(index, device)| FuseQueue::new(origin(device), index));
+        let mut queues: Vec<_> = reading.collect();
+        if write_back.is_some() {
+            queues.push(FuseQueue::of_syncs(origin(&devices[0]), count, syncs, notifier.clone()));
+        }
+        (write_back, queues)
     }
 
     fn mount_ourselves(&self, point: &MountPoint) -> Result<OwnedFd, MountError> {
@@ -285,6 +320,15 @@ impl Mount {
             *state = self.take_away()?;
         }
         Ok(if *state == State::Detached { Unmounted::InUse } else { Unmounted::Completely })
+    }
+
+    /// Has the kernel write back what it holds of files that are open for writing, and waits for it. Needs the queues to be
+    /// served, and does nothing without [`MountOptions::write_back_barrier`].
+    pub fn write_back(&self) -> io::Result<()> {
+        match &self.write_back {
+            Some(write_back) => Ok(write_back.flush(&self.notifier)?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the connection of a mount that is in use: its users get errors, and the queues end. What they wrote and did not

@@ -20,6 +20,7 @@ pub struct MountOptions {
     pub(crate) max_read: Option<u32>,
     pub(crate) max_write: u32,
     pub(crate) syncfs: bool,
+    pub(crate) write_back_barrier: bool,
     pub(crate) recover: bool,
 }
 
@@ -44,6 +45,7 @@ impl MountOptions {
             max_read: None,
             max_write: 1 << 20,
             syncfs: false,
+            write_back_barrier: false,
             recover: false,
         }
     }
@@ -116,6 +118,14 @@ impl MountOptions {
     /// [`SyncDelivery::of_this_machine`] tells before.
     pub fn deliver_syncs(mut self, on: bool) -> MountOptions {
         self.syncfs = on;
+        self
+    }
+
+    /// Before a SYNCFS reaches the server, the kernel is made to write back what it holds of every file that is open for writing,
+    /// and to drop it from its cache. Needed with `deliver_syncs` wherever the kernel may hold dirty pages, in its write-back
+    /// cache or in shared mappings: newer ones (Linux 6.18.21, 6.19.11, 7.0) send SYNCFS without having waited for them.
+    pub fn write_back_barrier(mut self, on: bool) -> MountOptions {
+        self.write_back_barrier = on;
         self
     }
 

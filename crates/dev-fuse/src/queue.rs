@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use ashore_wire::seam::RequestQueue;
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::device::Came;
 use crate::exchange::{FuseExchange, Origin};
+use crate::notify::Notifier;
 
 /// How long to leave the kernel alone after it had no memory for a request.
 const BREATHER: Duration = Duration::from_millis(10);
@@ -21,6 +23,14 @@ const BREATHER: Duration = Duration::from_millis(10);
 pub struct FuseQueue {
     origin: Arc<Origin>,
     index: usize,
+    source: Source,
+}
+
+enum Source {
+    /// Requests are read from the kernel.
+    Kernel,
+    /// Syncs that were read by the other queues, and the way to ask for write-back.
+    Syncs(Receiver<FuseExchange>, Notifier),
 }
 
 impl fmt::Debug for FuseQueue {
@@ -30,8 +40,19 @@ impl fmt::Debug for FuseQueue {
 }
 
 impl FuseQueue {
+    /// A queue that reads requests.
     pub(crate) fn new(origin: Origin, index: usize) -> FuseQueue {
-        FuseQueue { origin: Arc::new(origin), index }
+        FuseQueue { origin: Arc::new(origin), index, source: Source::Kernel }
+    }
+
+    /// A queue of the syncs that the others have read; see `write_back.rs`.
+    pub(crate) fn of_syncs(
+        origin: Origin,
+        index: usize,
+        syncs: Receiver<FuseExchange>,
+        notifier: Notifier,
+    ) -> FuseQueue {
+        FuseQueue { origin: Arc::new(origin), index, source: Source::Syncs(syncs, notifier) }
     }
 
     /// Which queue of its mount this is, from 0.
@@ -51,13 +72,24 @@ impl RequestQueue for FuseQueue {
 
     fn next(&mut self) -> Option<FuseExchange> {
         self.origin.turns.end(self.index);
+        match &self.source {
+            Source::Kernel => self.read(),
+            Source::Syncs(syncs, notifier) => self.next_sync(syncs, notifier),
+        }
+    }
+}
+
+impl FuseQueue {
+    fn read(&self) -> Option<FuseExchange> {
         let mut slot = self.origin.pool.take();
         loop {
             match self.origin.device.read(slot.bulk.request.bytes_mut()) {
                 Came::Request(length) => {
                     self.origin.turns.begin(self.index);
                     let exchange = FuseExchange::new(Arc::clone(&self.origin), slot, length);
-                    if let Some(exchange) = exchange.unless_crowded() {
+                    if let Some(exchange) =
+                        exchange.unless_crowded().and_then(|exchange| self.examined(exchange))
+                    {
                         return Some(exchange);
                     }
                     self.origin.turns.end(self.index);
@@ -81,8 +113,39 @@ impl RequestQueue for FuseQueue {
     }
 }
 
+impl FuseQueue {
+    fn examined(&self, exchange: FuseExchange) -> Option<FuseExchange> {
+        match &self.origin.write_back {
+            Some(write_back) => write_back.examine(exchange),
+            None => Some(exchange),
+        }
+    }
+
+    /// The next sync, when the kernel has sent all it held.
+    fn next_sync(&self, syncs: &Receiver<FuseExchange>, notifier: &Notifier) -> Option<FuseExchange> {
+        let write_back = self.origin.write_back.as_ref()?;
+        loop {
+            let exchange = syncs.recv().ok()?;
+            match write_back.flush(notifier) {
+                Ok(()) => {
+                    self.origin.turns.begin(self.index);
+                    return Some(exchange);
+                }
+                Err(errno) => {
+                    tracing::error!("the kernel could not be made to write back before a sync: {errno}");
+                    // Dropped, it is answered with EIO: what is not known to be here cannot be stable.
+                    drop(exchange);
+                }
+            }
+        }
+    }
+}
+
 impl Drop for FuseQueue {
     fn drop(&mut self) {
         self.origin.turns.end(self.index);
+        if let (Source::Kernel, Some(write_back)) = (&self.source, &self.origin.write_back) {
+            write_back.queue_ended();
+        }
     }
 }

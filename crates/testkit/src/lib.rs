@@ -17,3 +17,4 @@ pub mod overtaking;
 pub mod power_cut;
 pub mod scripted;
 pub mod share;
+pub mod slow;

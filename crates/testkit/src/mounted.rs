@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use ashore_dev_fuse::{Mount, MountOptions, Unmounted};
+use ashore_dev_fuse::{FuseQueue, Mount, MountOptions, Unmounted};
 use ashore_server::{FileSystem, Session, Worker};
+use ashore_wire::seam::RequestQueue;
 use tempfile::TempDir;
 
 /// Queues of a mount, unless a test wants another number.
@@ -24,13 +25,23 @@ impl<F: FileSystem> Mounted<F> {
     ///
     /// Panics, with what to do, where that is not possible: it takes root and `/dev/fuse`.
     pub fn new(session: Arc<Session<F>>, options: &MountOptions, queues: usize) -> Mounted<F> {
+        Mounted::with(session, options, queues, |queue| queue)
+    }
+
+    /// Mounts on a new directory, and puts something of the test between the kernel and each worker.
+    pub fn with<Q: RequestQueue + 'static>(
+        session: Arc<Session<F>>,
+        options: &MountOptions,
+        queues: usize,
+        wrap: impl Fn(FuseQueue) -> Q,
+    ) -> Mounted<F> {
         let point = tempfile::tempdir().expect("a directory to mount on");
         let (mount, queues) =
             options.mount(point.path(), queues).unwrap_or_else(|error| panic!("this test mounts: {error}"));
         let workers = queues
             .into_iter()
             .map(|queue| {
-                let worker = Worker::new(Arc::clone(&session));
+                let (worker, queue) = (Worker::new(Arc::clone(&session)), wrap(queue));
                 std::thread::spawn(move || worker.run(queue))
             })
             .collect();

@@ -78,6 +78,7 @@ impl MountArguments {
             "sync_scope" => self.sync_scope = word::<SyncScope>(name, value)?,
             "xattr" => self.xattr = true,
             "require_durable" => self.require_durable = true,
+            "writeback" => self.writeback = true,
             "fsync_only" => self.fsync_only = true,
             "recover" => self.recover = true,
             // Always so.
