@@ -47,7 +47,7 @@ const MUTANTS: [&str; 9] = [
 ];
 
 /// Tests with virtiofsd stand in a module of this name, and get a rung of their own: it has to be built first.
-const PEERS: [&str; 11] = [
+const PEERS: [&str; 13] = [
     "test",
     "--package",
     "ashore-testkit",
@@ -57,6 +57,8 @@ const PEERS: [&str; 11] = [
     "client_share",
     "--test",
     "peer",
+    "--test",
+    "doctor",
     "--",
     "with_virtiofsd::",
 ];
@@ -106,7 +108,7 @@ const STEPS: [Step; 12] = [
     },
     Step {
         name: "peers",
-        purpose: "the client against virtiofsd, a server that is none of ours",
+        purpose: "client and doctor against virtiofsd, a server that is none of ours",
         arguments: &PEERS,
         needs: Needs::Peer,
         cfgs: &[],

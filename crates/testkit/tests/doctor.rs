@@ -53,10 +53,13 @@ fn finds_as_root(command: &str, broken: &[&str]) {
     assert_eq!(ids(&report, Verdict::Unknown), [] as [&str; 0], "{report}");
 }
 
-fn virtiofsd(options: &str) -> String {
-    let program = ashore_testkit::guest::cache::peers().unwrap().join("bin/virtiofsd");
-    assert!(program.exists(), "{} is missing: run `cargo xtask setup --peers`", program.display());
-    format!("{} --sandbox none --seccomp none {options}", program.display())
+#[test]
+fn every_check_has_a_section_in_the_manual() {
+    let manual =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/doctor.md")).unwrap();
+    let sections: Vec<_> = manual.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    let checks: Vec<_> = ashore_doctor::CHECKS.iter().map(|check| check.id).collect();
+    assert_eq!(sections, checks);
 }
 
 #[test]
@@ -170,27 +173,34 @@ fn a_share_in_memory_is_not_called_durable() {
     assert_eq!(ids(&report, Verdict::Kept), [] as [&str; 0], "{report}");
 }
 
-/// What every virtiofsd breaks that has its default pool of no threads.
-const VIRTIOFSD: [&str; 8] =
-    ["other-disks", "lost-write", "stall", "crowd", "shared-syncs", "destroy", "disconnect", "sigterm"];
+mod with_virtiofsd {
+    use super::*;
 
-#[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
-fn virtiofsd_breaks_what_was_measured() {
-    finds_as_root(&virtiofsd(""), &VIRTIOFSD);
-    finds_as_root(&virtiofsd("--no-announce-submounts"), &VIRTIOFSD);
-}
+    /// What every virtiofsd breaks that has its default pool of no threads.
+    const VIRTIOFSD: [&str; 8] =
+        ["other-disks", "lost-write", "stall", "crowd", "shared-syncs", "destroy", "disconnect", "sigterm"];
 
-#[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
-fn virtiofsd_without_a_cache_drops_data_sync_of_a_write() {
-    let broken = [&["dsync-write"], &VIRTIOFSD[..]].concat();
-    finds_as_root(&virtiofsd("--cache=never"), &broken);
-}
+    #[test]
+    fn virtiofsd_breaks_what_was_measured() {
+        finds_as_root(&virtiofsd(""), &VIRTIOFSD);
+        finds_as_root(&virtiofsd("--no-announce-submounts"), &VIRTIOFSD);
+    }
 
-#[test]
-#[ignore = "needs virtiofsd: cargo xtask setup --peers"]
-fn virtiofsd_with_write_back_says_nothing_of_guests_that_sync_too_early() {
-    let (before, after) = VIRTIOFSD.split_at(5);
-    finds_as_root(&virtiofsd("--writeback"), &[before, &["early-sync"], after].concat());
+    #[test]
+    fn virtiofsd_without_a_cache_drops_data_sync_of_a_write() {
+        let broken = [&["dsync-write"], &VIRTIOFSD[..]].concat();
+        finds_as_root(&virtiofsd("--cache=never"), &broken);
+    }
+
+    #[test]
+    fn virtiofsd_with_write_back_says_nothing_of_guests_that_sync_too_early() {
+        let (before, after) = VIRTIOFSD.split_at(5);
+        finds_as_root(&virtiofsd("--writeback"), &[before, &["early-sync"], after].concat());
+    }
+
+    fn virtiofsd(options: &str) -> String {
+        let program = ashore_testkit::guest::cache::peers().unwrap().join("bin/virtiofsd");
+        assert!(program.exists(), "{} is missing: run `cargo xtask setup --peers`", program.display());
+        format!("{} --sandbox none --seccomp none {options}", program.display())
+    }
 }

@@ -263,29 +263,58 @@ impl FileSystem for Broken {
         fn destroy(&self);
         fn lookup(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<Entry>;
         fn forget(&self, node: NodeId, lookups: u64);
-        fn getattr(&self, caller: &Caller<'_>, node: NodeId, handle: Option<FileHandle>) -> Result<Attributes>;
+        fn getattr(
+            &self, caller: &Caller<'_>, node: NodeId, handle: Option<FileHandle>
+        ) -> Result<Attributes>;
         fn setattr(&self, caller: &Caller<'_>, node: NodeId, set: &SetAttributes<'_>) -> Result<Attributes>;
         fn readlink(&self, caller: &Caller<'_>, node: NodeId) -> Result<Vec<u8>>;
-        fn symlink(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, target: &CStr) -> Result<Entry>;
-        fn mknod(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, umask: u32, device: u32) -> Result<Entry>;
-        fn mkdir(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, umask: u32) -> Result<Entry>;
+        fn symlink(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, target: &CStr
+        ) -> Result<Entry>;
+        fn mknod(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, umask: u32,
+            device: u32
+        ) -> Result<Entry>;
+        fn mkdir(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, umask: u32
+        ) -> Result<Entry>;
         fn unlink(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<()>;
         fn rmdir(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<()>;
-        fn rename(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, new_parent: NodeId, new_name: Name<'_>, flags: u32) -> Result<()>;
+        fn rename(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, new_parent: NodeId,
+            new_name: Name<'_>, flags: u32
+        ) -> Result<()>;
         fn link(&self, caller: &Caller<'_>, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry>;
-        fn create(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, flags: u32, mode: u32, umask: u32, open_flags: OpenRequestFlags) -> Result<Created>;
+        fn create(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, flags: u32, mode: u32,
+            umask: u32, open_flags: OpenRequestFlags
+        ) -> Result<Created>;
         fn read(&self, node: NodeId, read: &Read, target: &mut dyn ReplyBody) -> Result<usize>;
         fn statfs(&self, node: NodeId) -> Result<Kstatfs>;
         fn release(&self, node: NodeId, handle: FileHandle, lock_owner: Option<LockOwner>) -> Result<()>;
         fn flush(&self, node: NodeId, handle: FileHandle, lock_owner: LockOwner) -> Result<()>;
-        fn setxattr(&self, caller: &Caller<'_>, node: NodeId, name: &CStr, value: &[u8], flags: u32, setxattr_flags: u32) -> Result<()>;
-        fn getxattr(&self, caller: &Caller<'_>, node: NodeId, name: &CStr, buffer: &mut [u8]) -> Result<usize>;
+        fn setxattr(
+            &self, caller: &Caller<'_>, node: NodeId, name: &CStr, value: &[u8], flags: u32,
+            setxattr_flags: u32
+        ) -> Result<()>;
+        fn getxattr(
+            &self, caller: &Caller<'_>, node: NodeId, name: &CStr, buffer: &mut [u8]
+        ) -> Result<usize>;
         fn opendir(&self, caller: &Caller<'_>, node: NodeId, flags: u32) -> Result<Opened>;
-        fn readdir(&self, caller: &Caller<'_>, node: NodeId, handle: FileHandle, offset: u64, names: &mut DirentBuffer) -> Result<()>;
-        fn readdirplus(&self, caller: &Caller<'_>, node: NodeId, handle: FileHandle, offset: u64, names: &mut DirentBuffer) -> Result<()>;
+        fn readdir(
+            &self, caller: &Caller<'_>, node: NodeId, handle: FileHandle, offset: u64,
+            names: &mut DirentBuffer
+        ) -> Result<()>;
+        fn readdirplus(
+            &self, caller: &Caller<'_>, node: NodeId, handle: FileHandle, offset: u64,
+            names: &mut DirentBuffer
+        ) -> Result<()>;
         fn releasedir(&self, node: NodeId, handle: FileHandle) -> Result<()>;
         fn access(&self, caller: &Caller<'_>, node: NodeId, mask: u32) -> Result<()>;
-        fn fallocate(&self, caller: &Caller<'_>, node: NodeId, handle: FileHandle, offset: u64, length: u64, mode: u32) -> Result<()>;
+        fn fallocate(
+            &self, caller: &Caller<'_>, node: NodeId, handle: FileHandle, offset: u64, length: u64,
+            mode: u32
+        ) -> Result<()>;
         fn lseek(&self, node: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64>;
     }
 }
