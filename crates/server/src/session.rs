@@ -55,7 +55,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_write: 1 << 20,
-            max_readahead: 1 << 20,
+            max_readahead: 4 << 20,
             max_background: u16::MAX,
             congestion_threshold: u16::MAX,
             early_sync_grace: Duration::from_millis(20),

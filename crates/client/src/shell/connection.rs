@@ -20,6 +20,16 @@ use crate::core::in_flight::{InFlight, interrupt_id};
 /// What is to be done with an answer. Runs on the thread that brings answers: it must not wait.
 pub(crate) type Then = Box<dyn FnOnce(Result<Answer, Errno>) + Send>;
 
+/// What to do when there are as many requests in flight as may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IfFull {
+    /// Wait until one is answered.
+    Wait,
+    /// One more. For the threads that bring answers: if they waited, nobody would bring any. What they send follows an
+    /// answer, one for each at most, and that bounds it.
+    Exceed,
+}
+
 /// A request in flight.
 pub(crate) struct Pending {
     ticket: Option<Ticket>,
@@ -73,6 +83,12 @@ impl Connection {
         self.table.lock().iter().map(|pending| pending.sent).min()
     }
 
+    /// Looks for answers itself, in the link, until `done` or until that is not worth while; the caller, who holds no
+    /// lock, is ready to sleep afterwards. Waking a thread takes longer than most requests do.
+    pub(crate) fn attend(&self, done: &mut dyn FnMut() -> bool) {
+        self.port.attend(done);
+    }
+
     /// Sends a request that has no answer.
     pub(crate) fn send_without_reply(&self, mut request: Outgoing) {
         if self.check().is_ok() {
@@ -81,9 +97,14 @@ impl Connection {
         }
     }
 
-    fn begin(&self, request: &mut Outgoing, pending: Pending) -> Result<RequestId, (Errno, Pending)> {
+    fn begin(
+        &self,
+        request: &mut Outgoing,
+        pending: Pending,
+        if_full: IfFull,
+    ) -> Result<RequestId, (Errno, Pending)> {
         let mut table = self.table.lock();
-        while !table.has_room() && !table.has_ended() {
+        while if_full == IfFull::Wait && !table.has_room() && !table.has_ended() {
             self.room.wait(&mut table);
         }
         let id = table.begin(pending)?;
@@ -115,15 +136,21 @@ impl Connection {
 impl Mount {
     /// Sends a request; `then` gets its answer. A request that changes something brings its ticket along, which is
     /// dropped once `then` has returned, however the request ends and whoever still waits for it.
-    pub(crate) fn send(
+    pub(crate) fn send(&self, request: Outgoing, ticket: Option<Ticket>, then: Then) -> Option<RequestId> {
+        self.send_or(IfFull::Wait, request, ticket, then)
+    }
+
+    /// As [`Mount::send`], where waiting may not be what is wanted.
+    pub(crate) fn send_or(
         &self,
+        if_full: IfFull,
         mut request: Outgoing,
         ticket: Option<Ticket>,
         then: Then,
     ) -> Option<RequestId> {
         let most_in_place = request.target.iter().map(|segment| segment.length as usize).sum();
         let pending = Pending { ticket, then, sent: Instant::now(), most_in_place };
-        match self.connection.begin(&mut request, pending) {
+        match self.connection.begin(&mut request, pending, if_full) {
             Ok(id) => Some(id),
             Err((errno, pending)) => {
                 end_request(pending, Err(errno));
@@ -161,6 +188,7 @@ impl Mount {
         reply: Reply<T>,
         patience: &Patience,
     ) -> Result<Result<T, Errno>, Errno> {
+        self.connection.attend(&mut || reply.slot.result.lock().is_some() || patience.check().is_err());
         let mut result = reply.slot.result.lock();
         loop {
             if let Some(result) = result.take() {

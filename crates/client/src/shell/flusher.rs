@@ -36,8 +36,6 @@ pub(crate) enum Chore {
     Release { node: NodeId, handle: FileHandle, flags: u32, directory: bool },
     /// The server took a part of a run: the rest follows.
     SendOn(SentRun, Ticket),
-    /// No write of this inode is in flight: its times can be sent.
-    SendTimes(Arc<Inode>),
     /// Drops what would send something when dropped.
     Drop(Vec<Arc<Inode>>),
 }
@@ -127,7 +125,6 @@ impl Mount {
                     self.release(node, handle, flags, directory);
                 }
                 Chore::SendOn(run, ticket) => self.send_run(run, ticket),
-                Chore::SendTimes(inode) => self.send_times(&inode),
                 Chore::Drop(inodes) => drop(inodes),
             }
         }

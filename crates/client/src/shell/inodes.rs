@@ -14,6 +14,7 @@ use super::Mount;
 use super::flusher::Chore;
 use super::read::ReadAhead;
 use crate::core::inode::{InodeState, Serial};
+use crate::core::pages::PAGE_SIZE;
 
 /// One inode.
 pub(crate) struct Inode {
@@ -34,8 +35,35 @@ pub(crate) struct Locked {
     pub(crate) write_handles: Vec<Arc<OpenHandle>>,
     /// Holds the place of the times in the barrier from the moment they are wanted to that when they are settled.
     pub(crate) times: Option<(Ticket, Serial)>,
+    /// What a writer of one page after the other has left behind.
+    pub(crate) stream: WriteStream,
     pub(crate) on_dirty_list: bool,
     pub(crate) on_clock: bool,
+}
+
+/// Follows writes that come one behind the other.
+#[derive(Default)]
+pub(crate) struct WriteStream {
+    /// Where the next one would begin.
+    next: u64,
+    /// The first page that was not yet sent for it.
+    unsent: u64,
+}
+
+impl WriteStream {
+    /// Bytes from `start` to `end` were written. Returns whole pages to send now, once there are as many as one WRITE
+    /// takes: nobody will soon write to them again, and the server is at them while the writer goes on.
+    pub(crate) fn wrote(&mut self, start: u64, end: u64, run: u64) -> Option<Range<u64>> {
+        if start != self.next {
+            self.unsent = start.div_ceil(PAGE_SIZE as u64);
+        }
+        self.next = end;
+        let whole = end / PAGE_SIZE as u64;
+        let ready = whole.saturating_sub(self.unsent) / run * run;
+        let range = self.unsent..self.unsent + ready;
+        self.unsent = range.end;
+        (ready > 0).then_some(range)
+    }
 }
 
 /// An open file on the server. Whoever has a request with this handle in flight holds it; RELEASE goes out when
@@ -209,6 +237,7 @@ impl Inodes {
                 core: InodeState::new(entry.attr, valid_until, owned),
                 write_handles: Vec::new(),
                 times: None,
+                stream: WriteStream::default(),
                 on_dirty_list: false,
                 on_clock: false,
             }),
@@ -246,5 +275,22 @@ impl Asked {
 
     fn is(&self, inode: &Arc<Inode>) -> bool {
         self.inode.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, inode))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequential_writer_leaves_whole_runs_behind_and_a_random_one_leaves_nothing() {
+        let mut stream = WriteStream::default();
+        let page = PAGE_SIZE as u64;
+        assert_eq!(stream.wrote(0, 3 * page + 5, 4), None);
+        assert_eq!(stream.wrote(3 * page + 5, 9 * page, 4), Some(0..8));
+        assert_eq!(stream.wrote(9 * page, 12 * page - 1, 4), None);
+        assert_eq!(stream.wrote(100, 6 * page, 4), Some(1..5), "another begins behind the page he shares");
+        assert_eq!(stream.wrote(50 * page, 53 * page, 4), None);
+        assert_eq!(stream.wrote(10 * page, 13 * page, 4), None);
     }
 }

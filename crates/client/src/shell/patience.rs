@@ -37,15 +37,23 @@ impl Cancel {
 pub(crate) struct Patience {
     deadline: Option<Instant>,
     cancel: Option<Cancel>,
+    /// There is none to begin with.
+    never: bool,
 }
 
 impl Patience {
     /// Waits as long as it takes. The connection's own time-out ends it, if nothing else does.
-    pub(crate) const ENDLESS: Patience = Patience { deadline: None, cancel: None };
+    pub(crate) const ENDLESS: Patience = Patience { deadline: None, cancel: None, never: false };
+    /// Does not wait at all.
+    pub(crate) const NONE: Patience = Patience { deadline: None, cancel: None, never: true };
 
     /// Waits until then, or until cancelled.
     pub(crate) fn new(timeout: Option<Duration>, cancel: Option<Cancel>) -> Patience {
-        Patience { deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)), cancel }
+        Patience {
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            cancel,
+            never: false,
+        }
     }
 
     /// Waits for this long.
@@ -59,6 +67,7 @@ impl Patience {
             return Err(Errno::EINTR);
         }
         match self.deadline {
+            None if self.never => Err(Errno::ETIMEDOUT),
             Some(deadline) if Instant::now() >= deadline => Err(Errno::ETIMEDOUT),
             _ => Ok(()),
         }

@@ -9,6 +9,9 @@ use super::patience::Patience;
 use crate::core::pages::PageId;
 
 /// The free pages. All pages there are is the bound of the cache.
+///
+/// Pages are taken and come back in such an order that those which follow each other in a file tend to follow each other
+/// in memory: a link can then name many of them at once.
 #[derive(Debug)]
 pub(crate) struct Pool {
     free: Mutex<Vec<PageId>>,
@@ -42,13 +45,18 @@ impl Pool {
     pub(crate) fn take(&self, count: usize) -> Option<Vec<PageId>> {
         let mut free = self.free.lock();
         let rest = free.len().checked_sub(count)?;
-        Some(free.split_off(rest))
+        let mut taken = free.split_off(rest);
+        taken.reverse();
+        Some(taken)
     }
 
     /// Pages come back. Neither server nor cache may touch them any more.
-    pub(crate) fn give(&self, pages: impl IntoIterator<Item = PageId>) {
+    pub(crate) fn give(&self, pages: Vec<PageId>) {
+        if pages.is_empty() {
+            return;
+        }
         let mut free = self.free.lock();
-        free.extend(pages);
+        free.extend(pages.into_iter().rev());
         debug_assert!(free.len() <= self.total, "no page is given back twice");
         drop(free);
         self.freed.notify_all();
@@ -99,5 +107,23 @@ impl Slots {
         *used = used.checked_sub(1).expect("a place is given back once");
         drop(used);
         self.released.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+    use super::*;
+
+    #[test]
+    fn pages_that_follow_each_other_are_taken_together_also_the_second_time() {
+        let pool = Pool::new(100);
+        let first = pool.take(4).unwrap();
+        assert_eq!(first, [0, 1, 2, 3].map(PageId));
+        assert_eq!(pool.take_one(), Some(PageId(4)));
+        pool.give(first.clone());
+        assert_eq!(pool.take(4), Some(first));
+        assert_eq!(pool.take(96), None, "all or nothing");
     }
 }

@@ -61,6 +61,10 @@ impl Port {
         _ = self.0.submit(message);
     }
 
+    pub(crate) fn attend(&self, done: &mut dyn FnMut() -> bool) {
+        self.0.attend(done);
+    }
+
     pub(crate) fn close(&self) {
         self.0.close();
     }

@@ -17,6 +17,9 @@ use crate::core::pages::{Lookup, PAGE_SIZE, PageId};
 /// Pages copied while an inode's lock is held, at most: others get their turn in a long read or write.
 pub(crate) const PAGES_PER_TURN: usize = 64;
 
+/// Pages read ahead in one READ, at most: a reader goes on with the first of them while the server is at the next.
+const PAGES_PER_PIECE: u64 = 64;
+
 /// How far ahead of a reader the cache is filled.
 pub(crate) struct ReadAhead {
     plan: Mutex<Plan>,
@@ -99,7 +102,7 @@ impl Mount {
                         MutexGuard::bump(&mut locked);
                     }
                 }
-                Lookup::Filling => inode.wait(&mut locked),
+                Lookup::Filling => locked = self.await_filled(inode, index, locked),
                 Lookup::Absent => {
                     let demand = (in_page + left).div_ceil(PAGE_SIZE) as u64;
                     match self.fill(inode, handle, index, demand, true, locked) {
@@ -137,7 +140,7 @@ impl Mount {
         }
         let max = self.agreed().readahead_pages;
         let wanted = if read_ahead { handle.read_ahead.missed(index, demand, max) } else { demand };
-        let first = wanted.min(self.agreed().write_pages);
+        let first = wanted.min(self.agreed().write_pages).min(PAGES_PER_PIECE);
         let Some(outcome) = self.start_fill(inode, handle, index, first, &mut locked) else {
             drop(locked);
             self.make_room(first as usize)?;
@@ -147,12 +150,31 @@ impl Mount {
         if wanted > first {
             self.fill_ahead(inode, handle, index + first..index + wanted);
         }
+        self.connection.attend(&mut || outcome.get().is_some());
         let mut locked = inode.lock();
         while outcome.get().is_none() {
             inode.wait(&mut locked);
         }
         outcome.get().copied().expect("it has just been seen")?;
         Ok(locked)
+    }
+
+    /// Waits for an answer that may be that of the READ which fills this page. The caller looks again.
+    fn await_filled<'a>(
+        &self,
+        inode: &'a Inode,
+        index: u64,
+        locked: MutexGuard<'a, Locked>,
+    ) -> MutexGuard<'a, Locked> {
+        let is_filling =
+            |locked: &mut MutexGuard<'a, Locked>| locked.core.pages.lookup(index) == Lookup::Filling;
+        drop(locked);
+        self.connection.attend(&mut || !is_filling(&mut inode.lock()));
+        let mut locked = inode.lock();
+        if is_filling(&mut locked) {
+            inode.wait(&mut locked);
+        }
+        locked
     }
 
     /// The reader has come to the page from which on it is time to read ahead.
@@ -174,7 +196,7 @@ impl Mount {
     fn fill_ahead(self: &Arc<Self>, inode: &Arc<Inode>, handle: &Arc<OpenHandle>, range: Range<u64>) {
         let mut index = range.start;
         while index < range.end {
-            let count = (range.end - index).min(self.agreed().write_pages);
+            let count = (range.end - index).min(self.agreed().write_pages).min(PAGES_PER_PIECE);
             if self.pool.free() < count as usize && self.evict(count as usize) < count as usize {
                 return;
             }

@@ -103,6 +103,7 @@ impl Mount {
     }
 
     fn wait_for(&self, cut: Cut, patience: &Patience) -> Result<(), Errno> {
+        self.connection.attend(&mut || cut.outcome().is_some() || patience.check().is_err());
         loop {
             let waited = match patience.next_look() {
                 None => cut.wait().map_err(WaitError::from),

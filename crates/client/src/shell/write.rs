@@ -10,6 +10,7 @@ use super::Mount;
 use super::inodes::{Exclusive, Inode, Locked, OpenHandle};
 use super::patience::Patience;
 use super::read::PAGES_PER_TURN;
+use super::writeback::IfHeldUp;
 use crate::core::inode::Missing;
 use crate::core::pages::{Lookup, PAGE_SIZE};
 
@@ -51,10 +52,18 @@ impl Mount {
         end.ok_or(Errno::EFBIG)?;
         let mut writer = CachedWriter { mount: self, inode, handle, alone: None };
         let (mut locked, done, result) = writer.write(locked, data, start);
+        let mut behind = None;
         if done > 0 {
             locked.core.touched(self.time_of_day());
+            behind = locked.stream.wrote(start, start + done as u64, self.agreed().write_pages);
         }
         drop(locked);
+        if let Some(behind) = behind {
+            // Without a server everything sent is clean at once, and a writer would never notice.
+            self.connection.check()?;
+            // What cannot be sent at once is left for later.
+            _ = self.start_runs(inode, behind, IfHeldUp::Skip, &Patience::NONE);
+        }
         match result {
             Err(errno) if done == 0 => Err(errno),
             _ => Ok((start, done)),

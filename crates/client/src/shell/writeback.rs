@@ -15,6 +15,7 @@ use ashore_wire::{Errno, Opcode};
 use parking_lot::MutexGuard;
 
 use super::Mount;
+use super::connection::IfFull;
 use super::flusher::Chore;
 use super::inodes::{Inode, Locked, OpenHandle};
 use super::message::{Answer, Outgoing, Segment};
@@ -176,11 +177,12 @@ impl Mount {
         let mut locked = sent.inode.lock();
         locked.core.run_answered(&sent.run, result);
         self.writeback_pages.fetch_sub(sent.run.pages.len(), Ordering::Relaxed);
-        if locked.core.times_due() {
-            self.chores.push(Chore::SendTimes(Arc::clone(&sent.inode)));
-        }
+        let times_due = locked.core.times_due();
         self.maybe_off_dirty_list(&sent.inode, &mut locked);
         drop(locked);
+        if times_due {
+            self.send_times(&sent.inode, IfFull::Exceed);
+        }
         // Second order: the result is recorded, now the ticket may go.
         drop(ticket);
         sent.inode.changed.notify_all();
@@ -201,12 +203,12 @@ impl Mount {
         let due = locked.core.times_due();
         drop(locked);
         if due {
-            self.send_times(inode);
+            self.send_times(inode, IfFull::Wait);
         }
     }
 
-    /// Sends the times, if they are wanted and nothing is in the way.
-    pub(crate) fn send_times(self: &Arc<Self>, inode: &Arc<Inode>) {
+    /// Sends the times, if they are wanted and nothing is in the way. Also called when a WRITE has been answered.
+    fn send_times(self: &Arc<Self>, inode: &Arc<Inode>, if_full: IfFull) {
         let mut locked = inode.lock();
         if !locked.core.times_due() {
             return;
@@ -239,7 +241,7 @@ impl Mount {
             );
             drop(handle);
         });
-        self.send(request, Some(ticket), answered);
+        self.send_or(if_full, request, Some(ticket), answered);
     }
 
     fn times_answered(&self, inode: &Arc<Inode>, serial: Serial, result: Result<(), Errno>) {
