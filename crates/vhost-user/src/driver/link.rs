@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 
 use ashore_wire::link::{Closed, Link, Message, Receiver};
 use parking_lot::Mutex;
@@ -23,6 +23,9 @@ use super::queue::{Lie, QUEUE_BYTES, Queue};
 
 /// How long the thread of a queue waits for the right to reap before it looks whether the link has ended.
 const REAPING_WAIT: Duration = Duration::from_millis(20);
+
+/// How often the one who closes a link looks whether the server has given everything back.
+const IDLE_LOOK: Duration = Duration::from_micros(100);
 
 /// What can be chosen about a link.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +116,24 @@ impl VhostUserLink {
     pub fn queue_of_this_thread(&self) -> usize {
         1 + thread_number() % self.request_queues()
     }
+
+    /// Whether this is one of the threads that bring answers, or the one that watches.
+    fn is_ours(&self, id: ThreadId) -> bool {
+        self.threads.lock().iter().any(|thread| thread.thread().id() == id)
+    }
+
+    /// Waits until the server has given back all that was sent, FORGETs too, unless it is gone or out of patience.
+    /// A queue must not be taken back with requests in it that the server has not taken: virtiofsd would look for them
+    /// for ever, in a queue that it no longer serves, and never end.
+    fn await_idle_queues(&self) {
+        let begun = Instant::now();
+        while !self.shared.has_ended()
+            && !self.shared.queues.iter().all(Queue::is_idle)
+            && begun.elapsed() < self.options.patience
+        {
+            thread::sleep(IDLE_LOOK);
+        }
+    }
 }
 
 impl Link for VhostUserLink {
@@ -168,6 +189,9 @@ impl Link for VhostUserLink {
     fn close(&self) {
         self.shared.queues.iter().for_each(Queue::close);
         let mut server = self.server.lock().take();
+        if server.is_some() && !self.is_ours(thread::current().id()) {
+            self.await_idle_queues();
+        }
         if let Some(server) = &mut server {
             server.take_back(self.shared.queues.len());
         }

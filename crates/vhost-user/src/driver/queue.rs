@@ -327,6 +327,12 @@ impl Queue {
         }
     }
 
+    /// Whether the server has given back all that was submitted.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.overflow.is_empty() && state.free.len() == usize::from(QUEUE_SIZE)
+    }
+
     /// From now on nothing is submitted.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();

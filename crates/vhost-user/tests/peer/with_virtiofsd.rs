@@ -271,3 +271,20 @@ fn closing_while_the_server_is_stopped_takes_finite_time() {
     drop(raw);
     assert!(begun.elapsed() < FINITE / 2);
 }
+
+/// A link that is closed takes its queues back. virtiofsd looks for ever for requests that it had not taken by then.
+#[test]
+fn a_link_that_is_closed_behind_many_requests_leaves_none_that_was_not_taken() {
+    for _ in 0..20 {
+        let mut peer = Peer::start();
+        let raw = peer.connect(LinkOptions::default());
+        let (entry, _) = raw.create(NodeId::ROOT, b"f").unwrap();
+        let file = NodeId(entry.nodeid);
+        for _ in 0..300 {
+            drop(raw.send(Call::getattr(file)).unwrap());
+            raw.forget(&[(NodeId(99), 1)]).unwrap();
+        }
+        drop(raw);
+        wait_until("virtiofsd ends", || peer.child.try_wait().unwrap().is_some());
+    }
+}
