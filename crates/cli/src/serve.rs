@@ -187,7 +187,8 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_enum, value_name = "SCOPE", default_value_t = SyncScope::Filesystem)]
     sync_scope: SyncScope,
 
-    /// Refuse to share a host file system that cannot be stable (tmpfs, say), rather than warn
+    /// Refuse what cannot be stable, rather than warn: a host file system such as tmpfs, a write-back cache, and a SYNCFS
+    /// that its guest sent before its data (answered with EIO)
     #[arg(long)]
     require_durable: bool,
 
@@ -267,8 +268,12 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let filesystem = Passthrough::new(arguments.passthrough_options(id_maps))?;
-    let early_sync_grace = Duration::from_millis(arguments.early_sync_grace);
-    let session = Session::new(filesystem, Limits { early_sync_grace, ..Default::default() });
+    let limits = Limits {
+        early_sync_grace: Duration::from_millis(arguments.early_sync_grace),
+        refuse_early_syncs: arguments.require_durable,
+        ..Default::default()
+    };
+    let session = Session::new(filesystem, limits);
     let listener = arguments.listen()?;
     let observed = arguments.metrics();
     let (queue_session, queue_metrics) = (Arc::clone(&session), observed.clone());
@@ -319,7 +324,12 @@ impl ServeArguments {
                 "--thread-pool-size is not needed: each request queue has a thread; see --num-request-queues"
             );
         }
-        if self.writeback {
+        if self.require_durable && self.early_sync_grace == 0 {
+            tracing::warn!(
+                "--require-durable with --early-sync-grace 0: a guest that sends SYNCFS before its data goes unnoticed"
+            );
+        }
+        if self.writeback && !self.require_durable {
             tracing::warn!(
                 "--writeback: guests with Linux 6.18.21, 6.19.11, 7.0 or later return from sync(2) before all they \
                  wrote was sent; fsync(2) is right everywhere"

@@ -17,6 +17,7 @@ use crate::credentials::BitsCleared;
 use crate::handles::OpenFile;
 use crate::host::HostResult;
 use crate::inodes::Location;
+use crate::mutant::{self, Mutant};
 use crate::options::Durability;
 use crate::places::Place;
 use crate::sync::{fsync_file, settled};
@@ -169,6 +170,7 @@ fn transfer_mode(fs: &Passthrough, write: &Write) -> TransferMode {
     let append = write.flags & O_APPEND != 0 && !cached;
     let (data_sync, sync) = match fs.options.durability {
         Durability::Relaxed => (false, false),
+        _ if mutant::on(Mutant::WriteNotStable) => (false, false),
         Durability::OnSync => (write.flags & O_DSYNC != 0, write.flags & O_SYNC == O_SYNC),
         Durability::Strict => (true, true),
     };

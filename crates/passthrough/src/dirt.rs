@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::handles::OpenFile;
+use crate::mutant::{self, Mutant};
 use crate::sync::FileSync;
 
 /// Inodes on the list, at most. Each keeps a descriptor open, and costs a sync about as much as one flush of the disk;
@@ -91,7 +92,7 @@ impl Held {
     }
 
     /// Whether nothing leads to it any more, so that nobody could find out what became of it.
-    fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         rustix::fs::fstat(self.descriptor()).is_ok_and(|stat| stat.st_nlink == 0)
     }
 }
@@ -109,7 +110,10 @@ impl Dirt {
     pub(crate) fn new() -> Dirt {
         Dirt {
             epoch: AtomicU64::new(1),
-            list: Mutex::new(List { by_number: HashMap::new(), lost_track: true }),
+            list: Mutex::new(List {
+                by_number: HashMap::new(),
+                lost_track: !mutant::on(Mutant::RestartForgets),
+            }),
         }
     }
 
@@ -164,7 +168,9 @@ impl Dirt {
     pub(crate) fn take(&self) -> Taken {
         let mut list = self.list.lock();
         // Under the lock, so that a mark and the list it speaks of are of the same epoch.
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+        if !mutant::on(Mutant::EpochIgnored) {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
         if std::mem::take(&mut list.lost_track) {
             return Taken::Everything;
         }

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::backing::Backing;
 use crate::flush::DiskFlush;
 use crate::host::HostResult;
+use crate::mutant::{self, Mutant};
 use crate::rounds::{Rounds, TimedOut};
 use crate::sys;
 
@@ -226,6 +227,10 @@ impl HostFs {
 
     fn run_round(&self) {
         let Err(errno) = self.sync() else { return };
+        let unsupported = matches!(errno, Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL);
+        if mutant::on(Mutant::ErrorSwallowed) || unsupported && mutant::on(Mutant::UnsupportedIsSuccess) {
+            return;
+        }
         let mut failures = self.failures.lock();
         failures.add(errno);
         let count = failures.count;
@@ -238,6 +243,14 @@ impl HostFs {
 
     fn sync(&self) -> Result<(), Errno> {
         let descriptor = self.descriptor.get().ok_or(Errno::EIO)?;
+        if mutant::on(Mutant::OneInodeSynced) {
+            return uninterrupted(|| self.calls.fsync(descriptor.as_fd(), false)).told();
+        }
+        if mutant::on(Mutant::FreshDescriptor) {
+            let flags = rustix::fs::OFlags::RDONLY;
+            let fresh = rustix::fs::openat(descriptor, c".", flags, rustix::fs::Mode::empty()).told()?;
+            return uninterrupted(|| self.calls.syncfs(self.device, fresh.as_fd())).told();
+        }
         uninterrupted(|| self.calls.syncfs(self.device, descriptor.as_fd())).told()?;
         uninterrupted(|| self.flush.after_sync(descriptor.as_fd())).told()
     }

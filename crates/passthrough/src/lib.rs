@@ -49,6 +49,7 @@ mod ids;
 mod inodes;
 mod ioctl;
 mod locks;
+mod mutant;
 mod names;
 mod options;
 mod places;
@@ -341,9 +342,11 @@ fn warn_of_options(options: &Options) {
         );
     }
     if options.writeback && !options.writeback_granted() {
-        tracing::warn!(
-            "no write-back cache is granted, for every change is to be stable before it is acknowledged"
-        );
+        let why = match options.durability {
+            Durability::Strict => "every change is to be stable before it is acknowledged",
+            _ => "a guest's sync(2) may return before all of it was sent, and all is to be durable",
+        };
+        tracing::warn!("no write-back cache is granted, for {why}");
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("0").trim();

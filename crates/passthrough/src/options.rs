@@ -64,7 +64,7 @@ pub struct Options {
     pub sync_scope: SyncScope,
     /// Make FLUSH of a written file as good as FSYNC, for clients that know no FSYNC.
     pub flush_fsync: bool,
-    /// Refuse host file systems that cannot be stable, rather than warn.
+    /// Refuse what cannot be stable rather than warn: such host file systems, and a write-back cache.
     pub require_durable: bool,
     /// How long a host file system may take to sync before a client is told EIO; `None`: as long as it does.
     pub sync_timeout: Option<Duration>,
@@ -141,9 +141,10 @@ impl Options {
     }
 
     /// With `strict` an acknowledged change is stable, and what sits in a client's cache is acknowledged to its
-    /// programs; so it must not.
+    /// programs; so it must not. With `require_durable` neither: Linux 6.18.21, 6.19.11, 7.0 and later return from sync(2)
+    /// before all of such a cache was sent, and cannot be told from others.
     pub(crate) fn writeback_granted(&self) -> bool {
-        self.writeback && self.durability != Durability::Strict
+        self.writeback && self.durability != Durability::Strict && !self.require_durable
     }
 }
 

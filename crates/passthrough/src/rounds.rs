@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::mutant::{self, Mutant};
+
 /// The rounds of one thing that is synced.
 #[derive(Default)]
 pub(crate) struct Rounds {
@@ -37,7 +39,8 @@ impl Rounds {
         run: impl Fn() + Clone + Send + 'static,
     ) -> Result<(), TimedOut> {
         let mut counts = self.counts.lock();
-        let needed = counts.begun + 1;
+        let begun = mutant::on(Mutant::BegunRoundShared) && counts.begun > counts.ended;
+        let needed = if begun { counts.begun } else { counts.begun + 1 };
         while counts.ended < needed {
             if counts.begun > counts.ended {
                 match deadline {

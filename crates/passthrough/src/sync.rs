@@ -23,6 +23,7 @@ use crate::dirt::{Dirt, Held, Taken};
 use crate::handles::OpenFile;
 use crate::host::HostResult;
 use crate::hostfs::{Failures, HostFs, HostReport, uninterrupted};
+use crate::mutant::{self, Mutant};
 use crate::options::Durability;
 use crate::places::Place;
 use crate::rounds::{Rounds, TimedOut};
@@ -50,7 +51,7 @@ impl Ledger {
     /// synced and so cannot be changed either. `tracked` says whether syncs are to cover what was changed and no more.
     pub(crate) fn new(host: Arc<HostFs>, tracked: bool) -> Ledger {
         Ledger {
-            changed: AtomicBool::new(host.can_sync()),
+            changed: AtomicBool::new(host.can_sync() && !mutant::on(Mutant::RestartForgets)),
             under_way: AtomicUsize::new(0),
             told: AtomicU64::new(host.failures().count),
             announced: AtomicBool::new(false),
@@ -114,7 +115,7 @@ impl Ledger {
     /// A new client: failures before its time do not concern it.
     pub(crate) fn begin_session(&self) {
         self.told.store(self.host.failures().count, Ordering::SeqCst);
-        self.changed.store(self.host.can_sync(), Ordering::SeqCst);
+        self.changed.store(self.host.can_sync() && !mutant::on(Mutant::RestartForgets), Ordering::SeqCst);
     }
 
     /// Makes stable what was changed. `knew` is the value of `told` when the sync was called.
@@ -127,6 +128,13 @@ impl Ledger {
             Ok(())
         };
         let failures = self.host.failures();
+        let knew = match () {
+            () if mutant::on(Mutant::ToldLookedUpLate) => self.told.load(Ordering::SeqCst),
+            () if mutant::on(Mutant::OneCountForAll) => {
+                TOLD_TO_ANYBODY.fetch_max(failures.count, Ordering::SeqCst)
+            }
+            () => knew,
+        };
         let outcome = if failures.count > knew { Err(failures.last) } else { outcome };
         if outcome.is_err() {
             self.changed.store(true, Ordering::SeqCst);
@@ -155,7 +163,9 @@ impl Ledger {
         match fsync_all(&inodes, self) {
             Ok(()) => {}
             Err(Unsynced::Failed) => {
-                dirt.put_back(inodes);
+                if !mutant::on(Mutant::FailedForgotten) {
+                    dirt.put_back(inodes);
+                }
                 self.changed.store(true, Ordering::SeqCst);
             }
             Err(Unsynced::Unsupported) => self.sync_everything(dirt),
@@ -172,6 +182,9 @@ impl Ledger {
         }
     }
 }
+
+/// For a deliberate bug.
+static TOLD_TO_ANYBODY: AtomicU64 = AtomicU64::new(0);
 
 /// Threads that call fsync(2) for one sync, at most. Waiting side by side they share flushes of the disk.
 const FSYNC_THREADS: usize = 8;
@@ -193,7 +206,14 @@ fn fsync_all(inodes: &[(u64, Arc<Held>)], ledger: &Ledger) -> std::result::Resul
     if files.len() > 1 {
         files.iter().for_each(|held| ledger.host.calls().begin_writeback(held.descriptor()));
     }
+    if mutant::on(Mutant::NamelessFails) && files.iter().any(|held| held.is_gone()) {
+        ledger.record_failure(Errno::ESTALE);
+        return Err(Unsynced::Failed);
+    }
     let files = side_by_side(&files, |held| held.sync().run_for_all(held.descriptor(), ledger));
+    if mutant::on(Mutant::DirectoriesSkipped) {
+        return files;
+    }
     files.max(side_by_side(&directories, |held| held.sync().run_for_all(held.descriptor(), ledger)))
 }
 
@@ -249,7 +269,14 @@ impl FileSync {
     /// another process of the client, and so is told of the error too.
     fn run_for_all(&self, file: BorrowedFd<'_>, ledger: &Ledger) -> std::result::Result<(), Unsynced> {
         let mut failures = self.failures.lock();
-        match uninterrupted(|| ledger.host.calls().fsync(file, false)).told() {
+        let call = || match () {
+            () if mutant::on(Mutant::NoFlush) => {
+                ledger.host.calls().begin_writeback(file);
+                Ok(())
+            }
+            () => ledger.host.calls().fsync(file, mutant::on(Mutant::DataOnly)),
+        };
+        match uninterrupted(call).told() {
             Ok(()) => Ok(()),
             Err(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EBADF) => Err(Unsynced::Unsupported),
             // Read-only by now though it was changed: it has been shut down after an error.
@@ -282,7 +309,7 @@ pub(crate) fn fsync(fs: &Passthrough, node: NodeId, handle: FileHandle, data_onl
 pub(crate) fn fsync_file(fs: &Passthrough, file: &OpenFile, data_only: bool) -> Result<()> {
     let ledger = &fs.places.at(file.place).ledger;
     let descriptor = file.descriptor();
-    file.sync.run(|| ledger.host.calls().fsync(descriptor, data_only), ledger)
+    file.sync.run(|| ledger.host.calls().fsync(descriptor, data_only || mutant::on(Mutant::DataOnly)), ledger)
 }
 
 /// FLUSH: a descriptor was closed. Not a sync, unless the options say so.
@@ -310,6 +337,7 @@ pub(crate) fn syncfs(fs: &Passthrough, node: NodeId) -> Result<()> {
     };
     let covered: Vec<_> = match fs.options.durability {
         Durability::Relaxed => ledgers.iter().filter(own).collect(),
+        _ if mutant::on(Mutant::OnlyRootSynced) => vec![root],
         _ if node == NodeId::ROOT => ledgers.iter().collect(),
         _ => ledgers.iter().filter(|ledger| own(ledger) || !known(ledger)).collect(),
     };

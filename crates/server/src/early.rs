@@ -25,6 +25,8 @@ const MAX_GRACES: u32 = 50;
 /// Watches one session's cached WRITEs and holds its syncs back.
 pub(crate) struct EarlySyncs {
     grace: Duration,
+    /// Such a SYNCFS is answered with an error.
+    refused: bool,
     begun: Instant,
     /// When the last cached WRITE came, in microseconds since `begun`; 0: none has.
     last_cached: AtomicU64,
@@ -35,9 +37,10 @@ pub(crate) struct EarlySyncs {
 
 impl EarlySyncs {
     /// With no grace nothing is watched and nothing held back.
-    pub(crate) fn new(grace: Duration) -> EarlySyncs {
+    pub(crate) fn new(grace: Duration, refused: bool) -> EarlySyncs {
         EarlySyncs {
             grace,
+            refused,
             begun: Instant::now(),
             last_cached: AtomicU64::new(0),
             writeback: AtomicBool::new(false),
@@ -82,10 +85,15 @@ impl EarlySyncs {
         }
         let came = self.last_cached.load(Ordering::Relaxed) > start;
         if came && !self.recognised.swap(true, Ordering::Relaxed) {
+            let done = if self.refused {
+                "synced as far as it came and answered with EIO"
+            } else {
+                "held back for that"
+            };
             tracing::warn!(
                 "the guest sends data from its cache after the SYNCFS that should follow it, as Linux 6.18.21, 6.19.11, \
-                 7.0 and later do; its syncs are held back for that ({:?} after the last write). fsync(2) and msync(2) \
-                 are right in such a guest, sync(2) is not quite",
+                 7.0 and later do; such a sync is {done} ({:?} after the last write). fsync(2) and msync(2) are right in \
+                 such a guest, sync(2) is not quite",
                 self.grace
             );
         }
@@ -116,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_client_without_dirty_pages_is_not_held_up() {
-        let syncs = EarlySyncs::new(GRACE);
+        let syncs = EarlySyncs::new(GRACE, false);
         syncs.begin(false);
         let begun = Instant::now();
         assert!(!syncs.await_quiet());
@@ -125,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_sync_is_held_until_the_writes_that_follow_it_have_been_quiet() {
-        let syncs = Arc::new(EarlySyncs::new(GRACE));
+        let syncs = Arc::new(EarlySyncs::new(GRACE, false));
         syncs.begin(true);
         let writer = Arc::clone(&syncs);
         let begun = Instant::now();
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_writer_without_end_does_not_hold_a_sync_for_ever() {
-        let syncs = Arc::new(EarlySyncs::new(Duration::from_millis(2)));
+        let syncs = Arc::new(EarlySyncs::new(Duration::from_millis(2), false));
         syncs.begin(true);
         let (writer, stop) = (Arc::clone(&syncs), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);

@@ -16,8 +16,8 @@ pub(crate) enum Mutant {
     CarriedNotCounted,
     /// What was made available in other queues, and not taken, is not waited for.
     BacklogIgnored,
-    /// What was taken is not waited for.
-    TakenIgnored,
+    /// Nothing that other queues were given is waited for, taken or not.
+    OtherQueuesIgnored,
     /// Everything that is under way is waited for, however late it came.
     LaterAwaited,
     /// A client that leaves has nothing synced.

@@ -10,6 +10,8 @@ mod harness;
 mod identity;
 mod locks;
 mod mounts;
+#[cfg(mutants)]
+mod mutants;
 mod operations;
 mod reading;
 mod rights;

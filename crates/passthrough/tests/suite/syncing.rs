@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ashore_passthrough::{CachePolicy, Durability, HostFileSystems, Options, Passthrough};
 use ashore_server::{FileSystem, Result, Write};
 use ashore_wire::abi::SetattrIn;
-use ashore_wire::flags::{SetattrValid, WriteFlags};
+use ashore_wire::flags::{InitFlags, SetattrValid, WriteFlags};
 use ashore_wire::seam::{Payload, TransferMode};
 use ashore_wire::{Errno, LockOwner, NodeId};
 use rustix::io::Errno as HostErrno;
@@ -40,6 +40,19 @@ fn the_error_of_a_host_sync_is_the_answer() {
         share.put(ROOT, "f", b"x");
         assert_eq!(share.fs.syncfs(ROOT), Err(errno));
         assert_eq!(share.fs.syncfs(ROOT), Ok(()), "told once");
+    }
+}
+
+#[test]
+fn a_host_that_cannot_sync_is_no_success() {
+    for (host_errno, errno) in [
+        (HostErrno::NOSYS, Errno::ENOSYS),
+        (HostErrno::OPNOTSUPP, Errno::EOPNOTSUPP),
+        (HostErrno::INVAL, Errno::EINVAL),
+    ] {
+        let share = share_of(&host([host_errno]));
+        share.put(ROOT, "f", b"x");
+        assert_eq!(share.fs.syncfs(ROOT), Err(errno));
     }
 }
 
@@ -324,6 +337,17 @@ fn strict_syncs_before_each_change_is_acknowledged_and_grants_no_write_back() {
     failing.mkdir(ROOT, "e").unwrap();
     assert_eq!(failing.fs.syncfs(ROOT), Err(Errno::EIO), "who syncs hears of it too");
     assert_eq!(failing.fs.syncfs(ROOT), Ok(()));
+}
+
+#[test]
+fn what_is_required_to_be_durable_has_no_write_back_cache() {
+    let granted = |require_durable| {
+        let mut options = Options::new(std::env::temp_dir());
+        (options.writeback, options.require_durable) = (true, require_durable);
+        Passthrough::new(options).map(|fs| fs.features().contains(InitFlags::WRITEBACK_CACHE))
+    };
+    assert!(granted(false).unwrap());
+    assert!(!granted(true).expect("temporary files stand on a disk"));
 }
 
 #[test]
