@@ -112,6 +112,51 @@ fn sigterm_and_sigint_end_it_after_a_last_sync() {
     }
 }
 
+/// A disk that never answers: a file system that is frozen, with a write to it under way. Threads that wait for it cannot
+/// be ended, not even by the kernel, so it is thawed before the exit code is looked at.
+#[test]
+fn sigterm_with_a_stuck_disk_says_in_time_that_the_last_sync_did_not_end() {
+    let place = tempfile::tempdir().unwrap();
+    let (image, share) = (place.path().join("image"), place.path().join("share"));
+    std::fs::create_dir(&share).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}, as root: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (image, share) = (image.to_str().unwrap(), share.to_str().unwrap());
+    run("mkfs.ext4", &["-q", image]);
+    run("mount", &["-o", "loop", image, share]);
+    let socket = place.path().join("socket");
+    let server = Running::start(serve(Path::new(share), &socket, &["--last-call-timeout", "1"]));
+    std::fs::write(place.path().join("source"), [7; 10_000]).unwrap();
+    run("fsfreeze", &["--freeze", share]);
+    let source = place.path().join("source");
+    let mut client = ashore(&["cp", "--socket", socket.to_str().unwrap(), source.to_str().unwrap(), ":file"]);
+    let mut client = client.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let still_running = client.try_wait().unwrap().is_none();
+    server.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(2500));
+    run("fsfreeze", &["--unfreeze", share]);
+    let _ = client.wait();
+    let (code, log) = server.wait();
+    run("umount", &[share]);
+    assert!(still_running, "the client waits for the disk");
+    assert!(log.contains("the last sync did not end within 1s"), "{log}");
+    assert_eq!(code, Some(1), "{log}");
+}
+
+/// The deliberate bugs that the tests are tried on are in no other build than theirs.
+#[test]
+fn the_program_has_no_deliberate_bugs_in_it() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_ashore")).unwrap();
+    let holds = |word: &str| program.windows(word.len()).any(|bytes| bytes == word.as_bytes());
+    assert!(holds("--early-sync-grace"), "the words of the program can be found in it");
+    // Without the variable that chooses one there is none: the switch is the constant `false`.
+    assert!(!holds("ASHORE_MUTANT") && !holds("BARRIER_MUTANT"));
+}
+
 #[test]
 fn a_directory_that_is_missing_is_named() {
     let place = tempfile::tempdir().unwrap();
