@@ -69,7 +69,7 @@ const POWER_CUTS: [&str; 8] =
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 14] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -145,6 +145,39 @@ const STEPS: [Step; 12] = [
         name: "mutants",
         purpose: "deliberate bugs of the barrier that real threads must catch",
         arguments: &MUTANTS,
+        needs: Needs::Toolchain,
+        cfgs: &["mutants"],
+    },
+    Step {
+        name: "mutants-passthrough",
+        purpose: "deliberate bugs of the host directory, each caught by the test that must",
+        arguments: &[
+            "test",
+            "--package",
+            "ashore-passthrough",
+            "--test",
+            "suite",
+            "mutants::",
+            "--",
+            "--nocapture",
+        ],
+        needs: Needs::Toolchain,
+        cfgs: &["mutants"],
+    },
+    Step {
+        name: "mutants-server",
+        purpose: "deliberate bugs of the server, in memory and over a socket",
+        arguments: &[
+            "test",
+            "--package",
+            "ashore-testkit",
+            "--test",
+            "server_mutants",
+            "--",
+            "--nocapture",
+            "the_table_is_complete",
+            "every_mutant",
+        ],
         needs: Needs::Toolchain,
         cfgs: &["mutants"],
     },
