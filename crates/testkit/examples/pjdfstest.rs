@@ -1,0 +1,106 @@
+//! POSIX as pjdfstest checks it, in a real guest over our server, and on the host's file system directly: no test fails
+//! that passes there.
+//!
+//!     cargo install pjdfstest
+//!     cargo run --release -p ashore-testkit --example pjdfstest -- [PATTERN...]
+//!
+//! Options of the server may follow a `--`. Needs root, for tests that act for other users.
+
+#![allow(clippy::unwrap_used, reason = "an example")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use ashore_testkit::guest::{Guest, Server, Share};
+
+const CONFIGURATION: &str = "
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utimensat = {}
+utime_now = {}
+[dummy_auth]
+entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"], [\"bin\", \"bin\"]]
+";
+const USERS: &str =
+    "root:x:0:0::/:/bin/sh\ndaemon:x:1:1::/:/bin/sh\nbin:x:2:2::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
+const GROUPS: &str = "root:x:0:\ndaemon:x:1:\nbin:x:2:\nnogroup:x:65534:\n";
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let split = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    let patterns = arguments[..split].join(" ");
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let configuration = write("configuration", CONFIGURATION);
+
+    let direct = folder.path().join("direct");
+    fs::create_dir(&direct).unwrap();
+    let on_host = results(&on_host(&configuration, &direct, &patterns));
+
+    let shared = folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let mut server = Server::builder(&shared);
+    for argument in arguments.iter().skip(split + 1) {
+        server = server.arg(argument);
+    }
+    let server = server.start().unwrap();
+    let guest = Guest::builder()
+        .share(Share::new(server.socket()))
+        .program("pjdfstest")
+        .file(configuration, "/configuration")
+        .file(write("passwd", USERS), "/etc/passwd")
+        .file(write("group", GROUPS), "/etc/group")
+        .boot()
+        .unwrap();
+    let command = format!("pjdfstest -c /configuration -p /mnt/share {patterns}");
+    let output = guest.spawn(&command).unwrap().wait_for(PATIENCE).unwrap();
+    let in_guest = results(&output.stdout);
+
+    let passed = in_guest.values().filter(|result| *result == "ok").count();
+    println!("{passed} of {} tests passed in a guest with Linux {}", in_guest.len(), guest.kernel_release());
+    if in_guest.is_empty() {
+        println!("{}{}", output.stdout, output.stderr);
+        return ExitCode::FAILURE;
+    }
+    let mut worse = false;
+    for (name, result) in &on_host {
+        let here = in_guest.get(name).map_or("not run", String::as_str);
+        if result == "ok" && here != "ok" {
+            worse |= here != "skipped";
+            println!("{name}: {here}, and ok on the host's file system");
+        }
+    }
+    if worse { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn on_host(configuration: &Path, directory: &Path, patterns: &str) -> String {
+    let output = Command::new("pjdfstest")
+        .arg("-c")
+        .arg(configuration)
+        .arg("-p")
+        .arg(directory)
+        .args(patterns.split_whitespace())
+        .output()
+        .expect("pjdfstest is needed: cargo install pjdfstest");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The tests and how each went: lines of a name and a word.
+fn results(output: &str) -> BTreeMap<String, String> {
+    let words = output.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words
+        .filter_map(|words| match words[..] {
+            [name, result] if name.contains("::") => Some((name.to_owned(), result.to_owned())),
+            _ => None,
+        })
+        .collect()
+}
