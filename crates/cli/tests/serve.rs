@@ -307,3 +307,42 @@ fn metrics_in_a_file_are_there_when_the_server_is_ready() {
         serve(share.path(), &run.path().join("socket"), &["--metrics", "/nowhere/at/all"]).output().unwrap();
     fails_with(&nowhere, &["--metrics", "/nowhere/at/all"]);
 }
+
+#[test]
+fn an_id_map_is_shown_as_a_table_and_options_that_contradict_each_other_end_the_start() {
+    let share = tempfile::tempdir().unwrap();
+    let socket = share.path().join("socket");
+    let start = |more: &[&str]| serve(share.path(), &socket, more).output().unwrap();
+    let shown = start(&[
+        "--print-id-map",
+        "--translate-uid",
+        "map:0:100000:65536",
+        "--translate-gid",
+        "squash-host:5:6:7",
+    ]);
+    assert!(shown.status.success());
+    let expected = [
+        "users",
+        "  guest 0 to 65535                 host 100000 to 165535",
+        "  guest any other                  host, the same",
+        "  host 100000 to 165535            guest 0 to 65535",
+        "  host any other                   guest, the same",
+        "groups",
+        "  guest any                        host, the same",
+        "  host 5 to 11                     guest 6, all of them",
+        "  host any other                   guest, the same",
+    ];
+    assert_eq!(String::from_utf8(shown.stdout).unwrap().lines().collect::<Vec<_>>(), expected);
+    assert!(!socket.exists(), "it is not served");
+
+    let twice = ["--translate-uid", "map:0:1:2", "--translate-uid", "forbid-guest:1:1"];
+    fails_with(&start(&twice), &["--translate-uid", "guest id 1", "not overlap"]);
+    fails_with(
+        &start(&["--posix-acl=auto", "--map", "me"]),
+        &["--posix-acl", "translated", "leave one of them out"],
+    );
+    fails_with(
+        &start(&["--posix-acl", "--xattrmap", ":map::user.x.:"]),
+        &["--posix-acl", "--xattrmap", ":ok:all:"],
+    );
+}

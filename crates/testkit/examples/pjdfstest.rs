@@ -57,10 +57,11 @@ fn main() -> ExitCode {
         .share(Share::new(server.socket()))
         .program("pjdfstest")
         .file(configuration, "/configuration")
-        .file(write("passwd", USERS), "/etc/passwd")
-        .file(write("group", GROUPS), "/etc/group")
+        .file(write("passwd", USERS), "/users")
+        .file(write("group", GROUPS), "/groups")
         .boot()
         .unwrap();
+    guest.run("mv /users /etc/passwd && mv /groups /etc/group").unwrap().success().unwrap();
     let command = format!("pjdfstest -c /configuration -p /mnt/share {patterns}");
     let output = guest.spawn(&command).unwrap().wait_for(PATIENCE).unwrap();
     let in_guest = results(&output.stdout);

@@ -596,3 +596,40 @@ fn other_ioctls_and_changes_of_a_share_that_is_read_only_are_refused() {
     let flags = ioctl(&readonly, node, handle, GET_FLAGS, &[]).unwrap();
     assert_eq!(ioctl(&readonly, node, handle, SET_FLAGS, &flags), Err(Errno::EROFS));
 }
+
+#[test]
+fn space_is_zeroed_collapsed_and_inserted_as_the_host_can() {
+    let share = Share::new();
+    let created = share.create(ROOT, "f").unwrap();
+    let (node, handle) = (NodeId(created.entry.node), created.opened.handle);
+    let blocks: Vec<u8> = (1..=4).flat_map(|block| [block; 4096]).collect();
+    share.write(node, handle, 0, &blocks).unwrap();
+    let fallocate =
+        |mode: i32, offset, length| share.fs.fallocate(&caller(), node, handle, offset, length, mode as u32);
+    let firsts = || fs::read(share.path("f")).unwrap().chunks(4096).map(|block| block[0]).collect::<Vec<_>>();
+    fallocate(libc::FALLOC_FL_ZERO_RANGE, 4096, 4096)
+        .expect("this test needs a temporary directory on ext4 or XFS");
+    assert_eq!(firsts(), [1, 0, 3, 4]);
+    fallocate(libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096).unwrap();
+    assert_eq!(firsts(), [0, 3, 4]);
+    fallocate(libc::FALLOC_FL_INSERT_RANGE, 4096, 4096).unwrap();
+    assert_eq!(firsts(), [0, 0, 3, 4]);
+    fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, 1 << 20).unwrap();
+    assert_eq!(fs::metadata(share.path("f")).unwrap().len(), 4 * 4096);
+    assert_eq!(fallocate(0x4000_0000, 0, 1), Err(Errno::EOPNOTSUPP));
+    assert_eq!(fallocate(0, 0, 0), Err(Errno::EINVAL));
+}
+
+#[test]
+fn a_rename_can_leave_a_whiteout_and_knows_no_other_flags() {
+    need_root("to make a whiteout");
+    let share = Share::new();
+    share.put(ROOT, "a", b"1");
+    share.rename((ROOT, "a"), (ROOT, "b"), libc::RENAME_WHITEOUT).unwrap();
+    let whiteout = fs::symlink_metadata(share.path("a")).unwrap();
+    assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
+    assert_eq!(fs::read(share.path("b")).unwrap(), b"1");
+    assert_eq!(share.rename((ROOT, "b"), (ROOT, "c"), 1 << 5), Err(Errno::EINVAL));
+    let both = libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE;
+    assert_eq!(share.rename((ROOT, "a"), (ROOT, "b"), both), Err(Errno::EINVAL));
+}
