@@ -36,7 +36,8 @@ const TURN: Duration = Duration::from_millis(40);
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let rows: [(&str, fn() -> String); 7] = [
+    type Measure = fn() -> String;
+    let rows: [(&str, Measure); 7] = [
         ("read_at 4 KiB, cached", || cached("read")),
         ("write_at 4 KiB, cached", || cached("write")),
         ("sequential 1 MiB read", || sequential("read")),
