@@ -22,6 +22,9 @@ use crate::logging::{self, LogLevel};
 use crate::metrics;
 use crate::signals;
 
+/// How long a VMM that resets its machine is kept waiting for the last sync of the one before.
+const RESET_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Options have the incumbent's names where it has them, so that what starts virtiofsd can start this.
 #[derive(Args)]
 pub(crate) struct ServeArguments {
@@ -284,6 +287,8 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
             None => worker.run(queue),
         }
     })?;
+    let reset_session = Arc::clone(&session);
+    let device = device.on_reset(move || reset_session.reset(RESET_PATIENCE));
     let _telling = match (&arguments.metrics, observed) {
         (Some(target), Some(metrics)) => {
             Some(metrics::tell(target, metrics::Sources { metrics, session: Arc::clone(&session) })?)

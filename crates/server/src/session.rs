@@ -116,6 +116,32 @@ impl<F: FileSystem> Session<F> {
         synced
     }
 
+    /// The client's machine was reset: it has gone without a word, and another may come at once. Its nodes and handles are
+    /// forgotten, and what it changed is made stable; that is waited for as long as `patience` lasts, and goes on then.
+    ///
+    /// To be called when no request is under way any more. Harmless if no client is there.
+    pub fn reset(self: &Arc<Self>, patience: Duration) {
+        if !self.state.take_leave() {
+            return;
+        }
+        self.waits.give_up_all();
+        // First, for when the wait is given up this must not come over the next client.
+        self.filesystem.destroy();
+        let (session, (tell, told)) = (Arc::clone(self), std::sync::mpsc::channel());
+        self.pools.syncs.submit(move || {
+            match session.filesystem.last_call() {
+                Ok(()) => tracing::info!("the machine was reset; all that its client had changed is stable"),
+                Err(errno) => tracing::error!("the machine was reset, and the last sync failed: {errno}"),
+            }
+            let _ = tell.send(());
+        });
+        if told.recv_timeout(patience).is_err() {
+            tracing::error!(
+                "the machine was reset, and the last sync did not end within {patience:?}; it goes on"
+            );
+        }
+    }
+
     /// Whether the client has been seen to send SYNCFS before the data that should be synced, as Linux guests from 6.18.21,
     /// 6.19.11 and 7.0 on do. Its syncs are held back for that; see [`Limits::early_sync_grace`].
     pub fn sends_syncfs_early(&self) -> bool {

@@ -361,3 +361,29 @@ fn a_sync_that_data_from_the_cache_follows_is_refused_where_all_is_to_be_durable
         assert_eq!(session.filesystem().syncs.load(Ordering::SeqCst), 2, "synced all the same");
     }
 }
+
+#[test]
+fn a_reset_of_the_machine_is_a_last_sync_and_forgets_the_client() {
+    let served = served();
+    served.session.reset(PATIENCE);
+    assert_eq!(served.session.filesystem().syncs.load(Ordering::SeqCst), 1);
+    assert_eq!((served.session.filesystem().looked_up(), served.session.filesystem().handles()), (0, 0));
+    served.session.reset(PATIENCE);
+    assert_eq!(served.session.filesystem().syncs.load(Ordering::SeqCst), 1, "nobody is there any more");
+    assert_eq!(served.queues[0].call(Opcode::Getattr, 1, &[&[0; 16]]), Err(Errno::ENOTCONN));
+}
+
+/// Aim: a disk that does not answer keeps no machine from starting again, and what comes late does no harm to it.
+#[test]
+fn a_reset_waits_for_its_last_sync_no_longer_than_it_is_told() {
+    let served = served();
+    served.script.hold(SYNC);
+    let begun = Instant::now();
+    served.session.reset(A_WHILE);
+    assert!((A_WHILE..PATIENCE / 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    served.queues[0].init(InitFlags::all());
+    served.queues[0].call(Opcode::Lookup, 1, &[b"file\0"]).unwrap();
+    served.script.release(SYNC);
+    sleep(A_WHILE);
+    assert_eq!(served.session.filesystem().looked_up(), 1, "the next client keeps what it has");
+}

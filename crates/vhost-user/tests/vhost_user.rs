@@ -292,6 +292,34 @@ fn a_device_reset_stops_everything_and_lets_it_start_again() {
     served.join().unwrap().unwrap();
 }
 
+/// Aim: whoever keeps what guests changed is told when one is reset, after its last request. Method: a request that takes
+/// a while is under way when the reset comes.
+#[test]
+fn a_reset_is_told_when_the_last_request_has_been_finished() {
+    let finished = Arc::new(AtomicUsize::new(0));
+    let (by_queue, by_reset) = (Arc::clone(&finished), Arc::clone(&finished));
+    let (tell, told) = mpsc::channel();
+    let tag = Some(Tag::new("share").unwrap());
+    let options = DeviceOptions { request_queues: 2, tag, ..DeviceOptions::default() };
+    let device = Device::new(options, move |_, mut queue: DeviceQueue| {
+        while let Some(exchange) = queue.next() {
+            thread::sleep(MOMENT);
+            answer(exchange);
+            by_queue.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let device = device.unwrap().on_reset(move || tell.send(by_reset.load(Ordering::SeqCst)).unwrap());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let served = thread::spawn(move || device.serve_stream(theirs));
+    let (mut vmm, _memory, mut drivers) = running(ours);
+    send(&mut drivers[1], 0, 1);
+    thread::sleep(MOMENT / 4);
+    vmm.reset_device().unwrap();
+    assert_eq!(told.recv_timeout(SOON), Ok(1), "requests that were finished when the reset was told");
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_and_the_connection_lives() {
     let (socket, served, _stop) = device(answer_all);

@@ -59,6 +59,7 @@ pub(crate) struct Connection {
     memory: Arc<Memory>,
     vrings: Vec<Vring>,
     features: u64,
+    on_reset: Arc<dyn Fn() + Send + Sync>,
     /// Protocol features were agreed, which is the end of the introduction.
     introduced: bool,
     /// The VMM went on to start the device.
@@ -79,6 +80,7 @@ impl Connection {
             memory: Arc::default(),
             vrings: counters.iter().enumerate().map(vring).collect(),
             features: 0,
+            on_reset: Arc::clone(&surroundings.on_reset),
             introduced: false,
             started: false,
         }
@@ -194,6 +196,7 @@ impl VhostUserBackendReqHandlerMut for Connection {
     fn reset_device(&mut self) -> Answer<()> {
         self.stop_all();
         self.features = 0;
+        (self.on_reset)();
         Ok(())
     }
 

@@ -75,10 +75,19 @@ impl Device {
             handler: Arc::new(handler),
             backlog: Arc::new(DeviceBacklog::default()),
             poll_us: options.poll_us,
+            on_reset: Arc::new(|| {}),
             empty_handed: Arc::default(),
         };
         let stop = Arc::new(Stop::new()?);
         Ok(Device { options, surroundings, counters, stop })
+    }
+
+    /// Calls `on_reset` whenever a VMM resets the device (VHOST_USER_RESET_DEVICE): a guest that reboots or crashes takes no
+    /// leave. Every request that was taken has been finished by then, and no queue runs; the VMM waits for the call to
+    /// return.
+    pub fn on_reset(mut self, on_reset: impl Fn() + Send + Sync + 'static) -> Device {
+        self.surroundings.on_reset = Arc::new(on_reset);
+        self
     }
 
     /// Waits for a VMM and serves it until it leaves. When this returns, every request that was taken has been

@@ -33,6 +33,8 @@ pub(crate) struct Surroundings {
     pub(crate) handler: Arc<Handler>,
     pub(crate) backlog: Arc<DeviceBacklog>,
     pub(crate) poll_us: u32,
+    /// Called when the VMM resets the device, with all queues stopped.
+    pub(crate) on_reset: Arc<dyn Fn() + Send + Sync>,
     /// Set by a queue that was notified of requests that are not there.
     pub(crate) empty_handed: Arc<AtomicBool>,
 }
