@@ -202,9 +202,12 @@ fn make(
     drop(as_caller);
     listed.settle(fs)?;
     let entry = entry_at(fs, directory.fd(), directory.place, name.as_c_str())?;
-    let node = NodeId(entry.node);
-    let labelled = fs.inode(node).and_then(|made| xattr::label(fs, made.fd(), caller));
-    labelled.inspect_err(|_| unmake(fs, &directory, name, node))?;
+    // Asked first, for to open what was made is a call that no other client needs.
+    if fs.agreed(InitFlags::SECURITY_CTX) {
+        let node = NodeId(entry.node);
+        let labelled = fs.inode(node).and_then(|made| xattr::label(fs, made.fd(), caller));
+        labelled.inspect_err(|_| unmake(fs, &directory, name, node))?;
+    }
     Ok(entry)
 }
 
