@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use ashore_barrier::Ticket;
 use ashore_wire::abi::InterruptIn;
+use ashore_wire::encode::Sender;
 use ashore_wire::{Errno, NodeId, Opcode, RequestId};
 use parking_lot::{Condvar, Mutex};
 
@@ -92,7 +93,7 @@ impl Connection {
     /// Sends a request that has no answer.
     pub(crate) fn send_without_reply(&self, mut request: Outgoing) {
         if self.check().is_ok() {
-            let head = request.finish(0, self.caller, 0);
+            let head = request.finish(RequestId(0), self.sender(0));
             self.port.submit_one_way(request.opcode(), head);
         }
     }
@@ -110,7 +111,7 @@ impl Connection {
         let id = table.begin(pending)?;
         drop(table);
         let pid = if request.opcode() == Opcode::Write { 0 } else { std::process::id() };
-        let head = request.finish(id.0, self.caller, pid);
+        let head = request.finish(id, self.sender(pid));
         if let Err(errno) = self.port.submit(id.0, head, request) {
             // The end of the link has been noticed here first; the table may have been emptied already.
             return match self.table.lock().answered(id) {
@@ -121,6 +122,11 @@ impl Connection {
         Ok(id)
     }
 
+    fn sender(&self, pid: u32) -> Sender {
+        let (uid, gid) = self.caller;
+        Sender { uid, gid, pid }
+    }
+
     /// The caller of this request no longer waits for it. Its answer is still taken when it comes.
     fn interrupt(&self, id: RequestId) {
         if self.table.lock().pending(id).is_none() {
@@ -128,7 +134,7 @@ impl Connection {
         }
         let arguments = InterruptIn { unique: id.0 };
         let mut request = Outgoing::new(Opcode::Interrupt, NodeId(0)).with(&arguments);
-        let head = request.finish(interrupt_id(id).0, self.caller, 0);
+        let head = request.finish(interrupt_id(id), self.sender(0));
         self.port.submit_one_way(Opcode::Interrupt, head);
     }
 }

@@ -1,7 +1,7 @@
 //! Requests as bytes, and answers as values.
 
-use ashore_wire::abi::{IN_HEADER_SIZE, InHeader};
-use ashore_wire::{Errno, NodeId, Opcode};
+use ashore_wire::encode::{RequestHead, Sender, take};
+use ashore_wire::{Errno, NodeId, Opcode, RequestId};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::core::pages::PageId;
@@ -17,7 +17,8 @@ pub(crate) struct Segment {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     opcode: Opcode,
-    head: Vec<u8>,
+    /// Until it is sent.
+    head: Option<RequestHead>,
     /// Data of a WRITE, from the start of each page.
     pub(crate) payload: Vec<Segment>,
     /// Bytes the answer may have, header and pages not counted.
@@ -38,10 +39,9 @@ pub(crate) struct Answer {
 impl Outgoing {
     /// A request about a node.
     pub(crate) fn new(opcode: Opcode, node: NodeId) -> Outgoing {
-        let header = InHeader { opcode: opcode as u32, nodeid: node.0, ..Default::default() };
         Outgoing {
             opcode,
-            head: header.as_bytes().to_vec(),
+            head: Some(RequestHead::new(opcode, node)),
             payload: Vec::new(),
             reply_room: 0,
             target: Vec::new(),
@@ -50,14 +50,13 @@ impl Outgoing {
 
     /// With this structure or these bytes behind what there is.
     pub(crate) fn with<T: IntoBytes + Immutable + ?Sized>(mut self, part: &T) -> Outgoing {
-        self.head.extend_from_slice(part.as_bytes());
+        self.head = self.head.map(|head| head.with(part));
         self
     }
 
     /// With a name and its NUL. The caller has checked that there is none inside it.
     pub(crate) fn name(mut self, name: &[u8]) -> Outgoing {
-        self.head.extend_from_slice(name);
-        self.head.push(0);
+        self.head = self.head.map(|head| head.name(name));
         self
     }
 
@@ -90,17 +89,10 @@ impl Outgoing {
         self.opcode
     }
 
-    /// The request's head with everything in it.
-    pub(crate) fn finish(&mut self, unique: u64, caller: (u32, u32), pid: u32) -> Vec<u8> {
-        let payload: usize = self.payload.iter().map(|segment| segment.length as usize).sum();
-        let (header, _) = InHeader::mut_from_prefix(&mut self.head).expect("it was put there first");
-        header.unique = unique;
-        (header.uid, header.gid, header.pid) = (caller.0, caller.1, pid);
-        let mut head = std::mem::take(&mut self.head);
-        let length = (head.len() + payload) as u32;
-        head[..4].copy_from_slice(&length.to_ne_bytes());
-        debug_assert!(head.len() >= IN_HEADER_SIZE);
-        head
+    /// The request's head with everything in it, once.
+    pub(crate) fn finish(&mut self, id: RequestId, sender: Sender) -> Vec<u8> {
+        let payload = self.payload.iter().map(|segment| segment.length as usize).sum();
+        self.head.take().expect("a request is sent once").finish(id, sender, payload)
     }
 }
 
@@ -108,7 +100,7 @@ impl Answer {
     /// The structure at the start of the body. EIO if the server sent less: a wrong length is an error, never
     /// success.
     pub(crate) fn read<T: FromBytes + KnownLayout + Immutable>(&self) -> Result<T, Errno> {
-        T::read_from_prefix(&self.body).map(|(value, _)| value).map_err(|_| Errno::EIO)
+        take(&self.body).map(|(value, _)| value).map_err(|_| Errno::EIO)
     }
 
     /// Two structures, one behind the other.
@@ -117,8 +109,8 @@ impl Answer {
         T: FromBytes + KnownLayout + Immutable,
         U: FromBytes + KnownLayout + Immutable,
     {
-        let (first, rest) = T::read_from_prefix(&self.body).map_err(|_| Errno::EIO)?;
-        let (second, _) = U::read_from_prefix(rest).map_err(|_| Errno::EIO)?;
+        let (first, rest) = take(&self.body).map_err(|_| Errno::EIO)?;
+        let (second, _) = take(rest).map_err(|_| Errno::EIO)?;
         Ok((first, second))
     }
 }

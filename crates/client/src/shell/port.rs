@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-use ashore_wire::abi::{OUT_HEADER_SIZE, OutHeader};
-use ashore_wire::{Errno, Opcode};
-use zerocopy::FromBytes;
+use ashore_wire::abi::OUT_HEADER_SIZE;
+use ashore_wire::encode::{AnswerError, answer_body};
+use ashore_wire::{Errno, Opcode, RequestId};
 
 use super::Mount;
 use super::message::{Answer, Outgoing};
@@ -80,15 +80,15 @@ pub(crate) struct Completed {
 impl Completed {
     /// The answer or the error in it. A wrong id, a wrong length or no header at all is EIO: never success.
     pub(crate) fn into_answer(mut self, most_in_place: usize) -> Result<Answer, Errno> {
-        let (header, _) = OutHeader::read_from_prefix(&self.reply).map_err(|_| Errno::EIO)?;
-        if header.unique != self.id || header.len as usize != self.length || self.length < OUT_HEADER_SIZE {
-            return Err(Errno::EIO);
-        }
-        if header.error != 0 {
-            return Err(Errno::from_raw(header.error.saturating_neg()));
-        }
+        let whole = match answer_body(RequestId(self.id), &self.reply, self.length) {
+            Ok(whole) => whole,
+            Err(AnswerError::Errno(errno)) => return Err(errno),
+            Err(AnswerError::Fault(fault)) => {
+                tracing::error!("the server broke the protocol: {fault}");
+                return Err(Errno::EIO);
+            }
+        };
         let body = self.reply.split_off(OUT_HEADER_SIZE);
-        let whole = self.length - OUT_HEADER_SIZE;
         if most_in_place > 0 {
             return if whole <= most_in_place {
                 Ok(Answer { body, in_place: whole })
@@ -121,6 +121,7 @@ impl Receiver for Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ashore_wire::abi::OutHeader;
     use zerocopy::IntoBytes;
 
     fn completed(len: u32, error: i32, unique: u64, body: &[u8]) -> Completed {
