@@ -43,6 +43,24 @@
 //! What carries requests is a [`link::Link`]: memory that the server can see too, which is the page cache, and a way to
 //! send requests that name pages of it.
 //!
+//! # What it costs
+//!
+//! `cargo bench -p ashore-testkit --bench client` puts the client beside the host's own system calls, in turns: one thread,
+//! the host's page cache warm, our server over its socket. On two processors shared with other work (23 November 2026),
+//! medians of ratios, on tmpfs and on ext4:
+//!
+//! | | tmpfs | ext4 |
+//! |---|---|---|
+//! | `read_at` of 4 KiB from the cache, calls a second beside `pread` | 3.5 | 2.2 |
+//! | `write_at` of 4 KiB to the cache, beside `pwrite` | 5.1 | 12.6 |
+//! | reading 512 MiB in turn, 1 MiB at a time, nothing cached here | 0.54 | 0.26 |
+//! | writing 512 MiB in turn and closing | 0.53 | 0.50 |
+//! | a writer's speed while one syncs each second, beside without | 1.01 | 0.96 |
+//!
+//! What is not in the cache is copied twice, by the server into memory that both share and by us out of it, and a host
+//! that reads from large pages into one small buffer is hard to follow. A sync that finds nothing dirty and 64 writes
+//! in flight returns 19 to 21 µs after the last of them (median, a scripted server).
+//!
 //! # Features
 //!
 //! `vhost-user`, on by default, brings `Client::connect`: a link over the socket of a virtio-fs server. Without it this
