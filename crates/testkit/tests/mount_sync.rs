@@ -107,7 +107,10 @@ fn syncfs_of_a_page_that_is_under_way(rig: &Rig) -> bool {
     rig.has("file", &[2; PAGE])
 }
 
-const CASES: [(&str, fn(&Rig) -> bool); 3] = [
+/// Whether all that was written had been received when the call returned.
+type Case = fn(&Rig) -> bool;
+
+const CASES: [(&str, Case); 3] = [
     ("sync(2) with a slow SETATTR", sync_with_a_slow_setattr),
     ("syncfs(2) while the kernel is congested", syncfs_while_the_kernel_is_congested),
     ("syncfs(2) of a page that is under way", syncfs_of_a_page_that_is_under_way),
