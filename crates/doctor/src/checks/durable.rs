@@ -1,5 +1,7 @@
 //! P1: when a sync succeeds, every earlier change is stable.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::{Context, Result};
 use ashore_vhost_user::driver::{RawError, Sent};
 use ashore_wire::Errno;
@@ -138,16 +140,22 @@ pub(crate) fn sync_queues(ward: &mut Ward) -> Result<Seen> {
 ///
 /// The first queue gets only one, if there are others, so that its SYNCFS has every chance to overtake.
 fn overtaken(line: &Line, files: &[&Document]) -> Result<(u64, u64)> {
-    const WRITES: usize = 24;
-    let step = line.write_size().min(512 << 10);
-    let writes = |queue| if queue == 0 && line.queues > 1 { 1 } else { WRITES };
+    /// In all of the other queues: so many that they are under way for longer than a thread takes to wake up.
+    const OTHERS: usize = 48;
+    let step = line.write_size();
+    let writes =
+        |queue| if queue == 0 && line.queues > 1 { 1 } else { OTHERS.div_ceil(line.queues.max(2) - 1) };
     let below = files.iter().map(|file| line.below(file)).collect::<Result<Vec<_>>>()?;
     let expected = (0..line.queues).map(|queue| (writes(queue) * step) as u64).sum::<u64>();
-    let all_sent = std::sync::Barrier::new(line.queues);
+    let not_sent = AtomicUsize::new(line.queues);
     let looked = on_each_queue(line, |queue, raw| -> Result<Option<u64>> {
         let send = |index| raw.send(line.write_call(files[queue], (index * step) as u64, step));
         let sent: Vec<Result<Sent, RawError>> = (0..writes(queue)).map(send).collect();
-        all_sent.wait();
+        not_sent.fetch_sub(1, Ordering::SeqCst);
+        // To sleep until all have sent would give the writes time.
+        while queue == 0 && not_sent.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
         let missing = (queue == 0).then(|| -> Result<u64> {
             raw.syncfs()?;
             let stable = |file: &Below| Ok(file.length()?.saturating_sub(file.look()?.pages * 4096));

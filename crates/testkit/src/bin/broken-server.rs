@@ -237,6 +237,10 @@ impl FileSystem for Broken {
         write: &Write,
         payload: &mut dyn Payload,
     ) -> Result<usize> {
+        if self.fault == Fault::SyncfsOvertakes {
+            // A slow disk: what is overtaken comes too late for the host's sync too.
+            sleep(Duration::from_millis(4));
+        }
         let dropped = Write { flags: 0, ..*write };
         let write = if self.fault == Fault::DsyncDropped { &dropped } else { write };
         let written = self.inner.write(caller, node, write, payload);
