@@ -47,14 +47,18 @@ const MUTANTS: [&str; 9] = [
 ];
 
 /// Tests with virtiofsd stand in a module of this name, and get a rung of their own: it has to be built first.
-const PEERS: [&str; 13] = [
+const PEERS: [&str; 17] = [
     "test",
     "--package",
     "ashore-testkit",
     "--package",
     "ashore-vhost-user",
+    "--package",
+    "ashore",
     "--test",
     "client_share",
+    "--test",
+    "mount",
     "--test",
     "peer",
     "--test",

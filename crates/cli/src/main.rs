@@ -31,7 +31,7 @@ struct Arguments {
 enum Command {
     /// Share a host directory with a virtual machine, over vhost-user
     Serve(serve::ServeArguments),
-    /// Mount a host directory on this machine, without a VM
+    /// Mount a host directory, or the share of a running server, on this machine
     Mount(mount::MountArguments),
     /// List a directory of a share
     Ls(tools::ListArguments),

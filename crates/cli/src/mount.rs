@@ -1,8 +1,10 @@
 //! `ashore mount`: a host directory mounted on this machine, with the same server as behind a VM.
 
 mod options;
+mod share;
 
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,16 +25,21 @@ pub(crate) use options::helper;
 /// The line that says the mount is there begins so.
 pub(crate) const READY: &str = "ashore: ready";
 
-/// Mount a host directory.
+/// Mount a host directory, or the share of a running server.
 #[derive(Args)]
 pub(crate) struct MountArguments {
-    /// The directory to mount
-    #[arg(value_name = "DIR")]
+    /// The directory to mount, or the socket of a running server
+    #[arg(value_name = "DIR|SOCKET")]
     source: PathBuf,
 
     /// Where to mount it
     #[arg(value_name = "MOUNTPOINT")]
     mount_point: PathBuf,
+
+    /// What is mounted is the socket of a server, `ashore serve` or any other of virtio-fs over vhost-user. It is found out anyway
+    /// if the socket is there. What is cached and shared is then the server's to say
+    #[arg(long)]
+    socket: bool,
 
     /// How many threads answer requests [default: one for each processor, at least 2]
     #[arg(long, value_name = "N")]
@@ -111,30 +118,51 @@ pub(crate) fn mount(mut arguments: MountArguments) -> anyhow::Result<ExitCode> {
     logging::start(arguments.log_level);
     options::leave_terminal();
     serve::prepare_process();
+    if arguments.socket || is_socket(&arguments.source) {
+        return share::mount(&arguments);
+    }
     arguments.check_places()?;
     let filesystem = Passthrough::new(arguments.passthrough_options())?;
     // What the kernel holds is asked for before each sync: nothing has to be waited for on suspicion.
     let limits = Limits { early_sync_grace: Duration::ZERO, ..Default::default() };
     let session = Session::new(filesystem, limits);
     let (mount, queues) = arguments.mount()?;
-    let mount = Arc::new(mount);
-    let workers = start_workers(&session, queues)?;
-    unmount_on_signal(&mount, &arguments).context("signals cannot be received")?;
-    println!("{READY}, {} is at {}", arguments.source.display(), mount.path().display());
+    let queue_session = Arc::clone(&session);
+    let run = move |queue| Worker::new(Arc::clone(&queue_session)).run(queue);
+    serve_until_unmounted(&arguments, &Arc::new(mount), queues, run)?;
+    Ok(ended(session.end(), "all that was changed is stable"))
+}
 
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.file_type().is_socket())
+}
+
+fn serve_until_unmounted(
+    arguments: &MountArguments,
+    mount: &Arc<Mount>,
+    queues: Vec<FuseQueue>,
+    run: impl Fn(FuseQueue) + Clone + Send + 'static,
+) -> anyhow::Result<()> {
+    let workers = start_workers(queues, run)?;
+    unmount_on_signal(mount, arguments).context("signals cannot be received")?;
+    println!("{READY}, {} is at {}", arguments.source.display(), mount.path().display());
     for worker in workers {
         if worker.join().is_err() {
             tracing::error!("a thread that answers requests has panicked");
         }
     }
-    match session.end() {
+    Ok(())
+}
+
+fn ended(synced: Result<(), ashore_wire::Errno>, means: &str) -> ExitCode {
+    match synced {
         Ok(()) => {
-            tracing::info!("unmounted; all that was changed is stable");
-            Ok(ExitCode::SUCCESS)
+            tracing::info!("unmounted; {means}");
+            ExitCode::SUCCESS
         }
         Err(errno) => {
             tracing::error!("the last sync failed: {errno}; what was changed may not be stable");
-            Ok(ExitCode::FAILURE)
+            ExitCode::FAILURE
         }
     }
 }
@@ -213,16 +241,12 @@ impl MountArguments {
 }
 
 fn start_workers(
-    session: &Arc<Session<Passthrough>>,
     queues: Vec<FuseQueue>,
+    run: impl Fn(FuseQueue) + Clone + Send + 'static,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let start = |queue: FuseQueue| {
-        let worker = Worker::new(Arc::clone(session));
-        let name = format!("ashore-{}", queue.index());
-        thread::Builder::new()
-            .name(name)
-            .spawn(move || worker.run(queue))
-            .context("a thread cannot be started")
+        let (name, run) = (format!("ashore-{}", queue.index()), run.clone());
+        thread::Builder::new().name(name).spawn(move || run(queue)).context("a thread cannot be started")
     };
     queues.into_iter().map(start).collect()
 }

@@ -307,3 +307,118 @@ fn wrong_use_is_named_in_one_sentence() {
     fails(source, point, &["-o", "writeback,fsync_only"], "--writeback needs sync(2) to reach us");
     fails(source, point, &["-o", "sparkle"], "there is no such option");
 }
+
+/// A server in a process of its own, and the mount of what it serves.
+struct Shared {
+    place: Place,
+    server: Child,
+    socket: PathBuf,
+}
+
+impl Shared {
+    fn by_ashore(more: &[&str]) -> Shared {
+        Shared::by(Command::new(ASHORE).arg("serve").args(more))
+    }
+
+    fn by(server: &mut Command) -> Shared {
+        let place = Place::new();
+        let socket = place.point.path().with_extension("socket");
+        server.arg("--shared-dir").arg(place.source.path()).arg("--socket-path").arg(&socket);
+        let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Listening, and not only there: made with another name or listened on later, according to the server.
+        eventually("the server listens", || is_listened_on(&socket));
+        Shared { place, server, socket }
+    }
+
+    fn mount(&self, more: &[&str]) -> Running {
+        let mut command = Command::new(ASHORE);
+        command.args(["mount", "--socket"]).arg(&self.socket).arg(self.place.point.path()).args(more);
+        command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::start(command)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// The kernel's list of sockets says who listens, without our connecting: a server takes one client only.
+fn is_listened_on(socket: &Path) -> bool {
+    let list = fs::read_to_string("/proc/net/unix").unwrap();
+    let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.any(|words| words.get(7) == socket.to_str().as_ref() && words[3] == "00010000")
+}
+
+fn use_share(shared: &Shared) {
+    let place = &shared.place;
+    let content: Vec<u8> = (0..3_000_017u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    fs::write(place.here("large"), &content).unwrap();
+    assert!(fs::read(place.there("large")).unwrap() == content);
+    fs::write(place.there("from below"), &content).unwrap();
+    assert!(fs::read(place.here("from below")).unwrap() == content);
+    fs::create_dir(place.here("folder")).unwrap();
+    for number in 0..500 {
+        fs::write(place.here(&format!("folder/{number}")), number.to_string()).unwrap();
+    }
+    assert_eq!(fs::read_dir(place.here("folder")).unwrap().count(), 500);
+    fs::rename(place.here("folder/7"), place.here("seven")).unwrap();
+    assert_eq!(fs::read(place.there("seven")).unwrap(), b"7");
+    symlink("seven", place.here("link")).unwrap();
+    assert_eq!(fs::read(place.here("link")).unwrap(), b"7");
+    let file = File::options().write(true).open(place.here("seven")).unwrap();
+    file.write_all_at(b"eight", 0).unwrap();
+    rustix::fs::syncfs(&file).unwrap();
+    assert_eq!(fs::read(place.there("seven")).unwrap(), b"eight");
+    fs::remove_dir_all(place.here("folder")).unwrap();
+    assert!(!place.there("folder").exists());
+    assert_eq!(fs::metadata(place.here("missing")).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+}
+
+fn a_share_is_used_and_unmounted(shared: &Shared, more: &[&str]) {
+    let running = shared.mount(more);
+    use_share(shared);
+    running.signal(Signal::TERM);
+    let (code, said) = running.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("ERROR"), "{said}");
+    assert_eq!(shared.place.entry(), None);
+}
+
+#[test]
+fn the_share_of_a_server_is_mounted_through_its_socket() {
+    a_share_is_used_and_unmounted(&Shared::by_ashore(&["--num-request-queues", "2"]), &[]);
+    a_share_is_used_and_unmounted(&Shared::by_ashore(&[]), &["--fsync-only"]);
+    a_share_is_used_and_unmounted(&Shared::by_ashore(&["--writeback"]), &["--writeback"]);
+}
+
+#[test]
+fn a_server_that_dies_takes_the_mount_with_it_and_its_users_get_errors() {
+    let mut shared = Shared::by_ashore(&[]);
+    let running = shared.mount(&[]);
+    let file = File::create_new(shared.place.here("file")).unwrap();
+    shared.server.kill().unwrap();
+    let (_, said) = running.ended();
+    assert!(said.contains("the server has gone"), "{said}");
+    assert!(file.sync_all().is_err());
+    assert_eq!(shared.place.entry(), None);
+}
+
+mod with_virtiofsd {
+    use super::*;
+
+    #[test]
+    fn its_share_is_mounted_through_its_socket() {
+        let home = std::env::var_os("HOME").unwrap();
+        let program = Path::new(&home).join(".cache/ashore/peers/bin/virtiofsd");
+        assert!(program.exists(), "build it first: cargo xtask setup --peers");
+        let mut server = Command::new(program);
+        a_share_is_used_and_unmounted(
+            &Shared::by(server.args(["--sandbox", "none", "--seccomp", "none"])),
+            &[],
+        );
+    }
+}

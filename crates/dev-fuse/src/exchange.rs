@@ -75,6 +75,11 @@ impl FuseExchange {
         self.slot.as_ref().expect(HELD).head.bytes()
     }
 
+    pub(crate) fn payload(&self) -> &[u8] {
+        let bulk = &self.slot.as_ref().expect(HELD).bulk;
+        &bulk.request.bytes()[bulk.payload.clone()]
+    }
+
     pub(crate) fn id(&self) -> Option<RequestId> {
         Request::id_of(self.head())
     }

@@ -49,6 +49,7 @@ mod mount;
 mod notify;
 mod options;
 mod queue;
+mod relay;
 mod sys;
 mod write_back;
 
@@ -57,3 +58,4 @@ pub use mount::{Mount, Unmounted};
 pub use notify::Notifier;
 pub use options::{MountError, MountOptions, SyncDelivery};
 pub use queue::FuseQueue;
+pub use relay::Relay;
