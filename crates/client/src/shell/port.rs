@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use ashore_wire::abi::OUT_HEADER_SIZE;
-use ashore_wire::encode::{AnswerError, answer_body};
+use ashore_wire::encode::{AnswerError, AnswerFault, answer_body};
 use ashore_wire::{Errno, Opcode, RequestId};
 
 use super::Mount;
@@ -83,6 +83,8 @@ impl Completed {
         let whole = match answer_body(RequestId(self.id), &self.reply, self.length) {
             Ok(whole) => whole,
             Err(AnswerError::Errno(errno)) => return Err(errno),
+            // Given back without an answer: virtiofsd does that with DESTROY, and nothing is wrong.
+            Err(AnswerError::Fault(AnswerFault::NoHeader(0))) => return Err(Errno::EIO),
             Err(AnswerError::Fault(fault)) => {
                 tracing::error!("the server broke the protocol: {fault}");
                 return Err(Errno::EIO);
@@ -139,5 +141,7 @@ mod tests {
         assert_eq!(completed(16, 7, 6, &[]).into_answer(0).unwrap_err(), Errno::EIO);
         let short = Completed { id: 6, length: 4, reply: vec![0; 4] };
         assert_eq!(short.into_answer(0).unwrap_err(), Errno::EIO);
+        let given_back = Completed { id: 6, length: 0, reply: Vec::new() };
+        assert_eq!(given_back.into_answer(0).unwrap_err(), Errno::EIO);
     }
 }
