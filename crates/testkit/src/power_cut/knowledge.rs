@@ -20,6 +20,9 @@ pub(super) struct Knowledge {
     pub(super) files: BTreeMap<(u32, FileId), u32>,
     /// Directories whose names are stable beyond the floor of their thread.
     pub(super) directories: BTreeMap<(u32, DirectoryId), u32>,
+    /// Bytes that a later step added behind a file's end may be what the file held there before it was cut off: btrfs (Linux
+    /// 6.18) makes a file longer before it has written the zeros. No sync has promised those bytes anything.
+    pub(super) stale_tails: bool,
     /// Files of which a write failed, and then a sync that had to say so: nothing is promised of them any more.
     pub(super) told_lost: HashSet<(u32, FileId)>,
 }

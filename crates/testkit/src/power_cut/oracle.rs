@@ -169,7 +169,8 @@ impl Judge<'_> {
         if !versions.iter().any(|(_, version)| version.mode == mode) {
             return Some(format!("permissions are {mode:o}"));
         }
-        wrong_length(versions, content.len()).or_else(|| wrong_bytes(versions, content))
+        let earlier = if self.known.stale_tails { timeline.between(0, self.ceiling()) } else { &[] };
+        wrong_length(versions, content.len()).or_else(|| wrong_bytes(versions, earlier, content))
     }
 
     fn nothing_vanished(&mut self) {
@@ -192,8 +193,10 @@ fn wrong_length(versions: &[(u32, Version)], length: usize) -> Option<String> {
         .then(|| format!("its length is {length}; it should be {shortest} to {longest}"))
 }
 
-/// What is behind the end of a version counts as zeros: that is what a longer file has there first.
-fn wrong_bytes(versions: &[(u32, Version)], content: &[u8]) -> Option<String> {
+/// What is behind the end of a version counts as zeros: that is what a longer file has there first. Behind the shortest of
+/// them the bytes of `earlier` versions will do too.
+fn wrong_bytes(versions: &[(u32, Version)], earlier: &[(u32, Version)], content: &[u8]) -> Option<String> {
+    let shortest = versions.iter().map(|(_, version)| version.content.len()).min()?;
     for (number, sector) in content.chunks(SECTOR).enumerate() {
         let start = number * SECTOR;
         let at = |version: &Version, place: usize| version.content.get(start + place).copied().unwrap_or(0);
@@ -203,7 +206,10 @@ fn wrong_bytes(versions: &[(u32, Version)], content: &[u8]) -> Option<String> {
         if versions.iter().any(whole) {
             continue;
         }
-        let known = |place: &usize| versions.iter().any(|(_, version)| at(version, *place) == sector[*place]);
+        let known = |place: &usize| {
+            let stale = if start + place >= shortest { earlier } else { &[] };
+            versions.iter().chain(stale).any(|(_, version)| at(version, *place) == sector[*place])
+        };
         if let Some(place) = (0..sector.len()).find(|place| !known(place)) {
             let since: Vec<u32> = versions.iter().map(|(since, _)| *since).collect();
             return Some(format!(
