@@ -1,0 +1,99 @@
+//! Random operations on a file of a mount, each compared with a model in plain memory, and what has arrived on the host with
+//! it at each sync. Needs root, /dev/fuse, loop devices, and Linux 6.18.
+//!
+//! `ASHORE_FSX_OPERATIONS` sets how many operations a seed has, `ASHORE_FSX_SEED` plays one seed only.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use ashore_dev_fuse::MountOptions;
+use ashore_passthrough::{Options, Passthrough};
+use ashore_server::{Limits, Session};
+use ashore_testkit::fsx::{Random, number};
+use ashore_testkit::mounted::Mounted;
+use rustix::fs::{FallocateFlags, fallocate, syncfs};
+
+/// Bytes the file has, at most.
+const LONGEST: u64 = 300_000;
+
+fn play(writeback: bool, seed: u64, operations: u64) {
+    let host = tempfile::tempdir_in("/var/tmp").unwrap();
+    let share = Options { writeback, ..Options::new(host.path()) };
+    let session = Session::new(Passthrough::new(share).unwrap(), Limits::default());
+    let options = MountOptions::new().deliver_syncs(true).write_back_barrier(true);
+    let mounted = Mounted::new(session, &options, 2);
+    let (here, there) = (mounted.path().join("f"), host.path().join("f"));
+    let open = || File::options().read(true).write(true).create(true).truncate(false).open(&here).unwrap();
+    let (mut file, mut model, mut random) = (open(), Vec::<u8>::new(), Random::new(seed));
+    for step in 0..operations {
+        let at = || format!("seed {seed}, write-back {writeback}, step {step}");
+        let (offset, length) = (random.below(LONGEST), 1 + random.below(20_000));
+        let end = (offset + length).min(LONGEST);
+        match random.below(100) {
+            0..40 => {
+                let data: Vec<u8> = (offset..end).map(|at| (at ^ step) as u8).collect();
+                file.write_all_at(&data, offset).unwrap();
+                model.resize(model.len().max(end as usize), 0);
+                model[offset as usize..end as usize].copy_from_slice(&data);
+            }
+            40..75 => {
+                let mut data = vec![0; length as usize];
+                let came = file.read_at(&mut data, offset).unwrap();
+                let from = (offset as usize).min(model.len());
+                let expected = &model[from..(from + length as usize).min(model.len())];
+                assert!(data[..came] == *expected, "{}: read {came} at {offset}", at());
+            }
+            75..82 => {
+                file.set_len(offset).unwrap();
+                model.resize(offset as usize, 0);
+            }
+            82..86 => {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(&file, flags, offset, end - offset).unwrap();
+                let (from, to) = ((offset as usize).min(model.len()), (end as usize).min(model.len()));
+                model[from..to].fill(0);
+            }
+            86..90 => {
+                fallocate(&file, FallocateFlags::empty(), offset, end - offset).unwrap();
+                model.resize(model.len().max(end as usize), 0);
+            }
+            90..93 => {
+                file.sync_data().unwrap();
+                assert!(fs::read(&there).unwrap() == model, "{}: after fsync", at());
+            }
+            93..96 => {
+                syncfs(&file).unwrap();
+                assert!(fs::read(&there).unwrap() == model, "{}: after syncfs", at());
+            }
+            96..98 => {
+                drop(file);
+                file = open();
+                assert!(fs::read(&there).unwrap() == model, "{}: after close", at());
+            }
+            _ => assert_eq!(file.metadata().unwrap().len(), model.len() as u64, "{}", at()),
+        }
+    }
+    drop(file);
+    mounted.unmount().unwrap();
+    assert!(fs::read(&there).unwrap() == model, "seed {seed}: after unmounting");
+}
+
+fn seeds(writeback: bool) {
+    let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(3_000);
+    match number("ASHORE_FSX_SEED") {
+        Some(seed) => play(writeback, seed, operations),
+        None => (1..=4).for_each(|seed| play(writeback, seed, operations)),
+    }
+}
+
+#[test]
+fn random_operations_give_what_a_file_in_memory_gives() {
+    seeds(false);
+}
+
+#[test]
+fn random_operations_with_the_kernels_write_back_cache_do_too() {
+    seeds(true);
+}
