@@ -136,6 +136,9 @@ pub mod bucket;
 mod completion;
 mod fence;
 mod group_commit;
+#[cfg(shuttle)]
+#[doc(hidden)]
+pub mod model;
 mod mutant;
 mod shared;
 mod slots;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::sync::Mutex;
 use ashore_wire::abi::{GetxattrIn, GetxattrOut, SetattrIn, SetxattrIn, StatfsOut};
 use ashore_wire::flags::{OpenReplyFlags, SetattrValid};
 use ashore_wire::{Errno, Opcode};
-use parking_lot::Mutex;
 
 use crate::core::errors::Cursor;
 use crate::file::{File, OpenOptions};

@@ -4,10 +4,10 @@ use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
+use crate::sync::Mutex;
 use ashore_wire::abi::{FlushIn, LseekIn, LseekOut};
 use ashore_wire::flags::{OpenReplyFlags, SetattrValid};
 use ashore_wire::{Errno, Opcode};
-use parking_lot::Mutex;
 
 use crate::core::errors::Cursor;
 use crate::metadata::Metadata;

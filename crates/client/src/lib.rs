@@ -77,6 +77,7 @@ pub mod link;
 mod metadata;
 mod options;
 mod shell;
+mod sync;
 #[doc(hidden)]
 pub mod toy;
 

@@ -20,6 +20,7 @@ mod filesystem;
 mod mutant;
 mod observe;
 mod offload;
+mod primitives;
 mod session;
 mod sync;
 mod wait;

@@ -11,10 +11,12 @@
 //! Times are from the moment a request was taken from its queue until its answer was handed back; how long it waited in
 //! the queue before that cannot be seen from here.
 
+use crate::primitives::atomic::{AtomicU64, Ordering};
 use std::array;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::primitives::Instant;
 
 use ashore_wire::abi::{InHeader, OutHeader};
 use ashore_wire::seam::{Backlog, Exchange, Payload, RequestQueue};

@@ -1,11 +1,11 @@
 //! Threads for what may wait for the disk, so that no queue does.
 
+use crate::primitives::thread;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::primitives::{Condvar, Mutex};
 
 use crate::wait::LOCK_WAITS_MAX;
 

@@ -1,7 +1,7 @@
 //! One client's session: what was agreed with it, and the way each of its requests goes.
 
+use crate::primitives::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use ashore_barrier::{Barrier, Ticket};

@@ -9,13 +9,13 @@
 //!   sync B, C ────────►│ (waiting)              │ round 2 ............... │ answers B and C
 //! ```
 
-use std::collections::HashMap;
+use crate::primitives::HashMap;
 use std::sync::Arc;
 
+use crate::primitives::Mutex;
 use ashore_barrier::{Cut, GroupCommit, Round};
 use ashore_wire::NodeId;
 use ashore_wire::seam::BacklogMark;
-use parking_lot::Mutex;
 
 use crate::filesystem::Result;
 use crate::mutant::{self, Mutant};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::primitives::{Condvar, Mutex};
 use ashore_wire::{Errno, RequestId};
-use parking_lot::{Condvar, Mutex};
 
 use crate::filesystem::Result;
 

@@ -1,6 +1,6 @@
 //! Requests that were sent and not yet answered, by id.
 
-use std::collections::HashMap;
+use crate::sync::HashMap;
 
 use ashore_wire::{Errno, RequestId};
 
@@ -23,7 +23,7 @@ pub(crate) struct InFlight<T> {
 impl<T> InFlight<T> {
     /// Nothing is in flight.
     pub(crate) fn new() -> InFlight<T> {
-        InFlight { last_id: 0, requests: HashMap::new(), ended: false }
+        InFlight { last_id: 0, requests: HashMap::default(), ended: false }
     }
 
     /// Whether one more may be sent.

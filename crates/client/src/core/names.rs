@@ -1,6 +1,6 @@
 //! Names the server has told, for as long as it said they may be remembered.
 
-use std::collections::HashMap;
+use crate::sync::HashMap;
 
 use super::inode::Moment;
 
@@ -24,7 +24,7 @@ struct Known<N> {
 impl<N: Clone> NameCache<N> {
     /// Remembers nothing.
     pub(crate) fn new() -> NameCache<N> {
-        NameCache { directories: HashMap::new(), len: 0 }
+        NameCache { directories: HashMap::default(), len: 0 }
     }
 
     /// What is known of a name: `None` is nothing, `Some(None)` that it does not exist.

@@ -3,14 +3,14 @@
 //! One place ends every request, [`Mount::end_request`]: it hands the result over, and only then drops the ticket.
 //! That is the second of the two orders.
 
+use crate::sync::Instant;
 use std::sync::Arc;
-use std::time::Instant;
 
+use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Ticket;
 use ashore_wire::abi::InterruptIn;
 use ashore_wire::encode::Sender;
 use ashore_wire::{Errno, NodeId, Opcode, RequestId};
-use parking_lot::{Condvar, Mutex};
 
 use super::Mount;
 use super::message::{Answer, Outgoing};

@@ -1,15 +1,17 @@
 //! The thread behind the scenes: writes back what has become old or too much, does small chores that must not be
 //! done where they come up, and gives up on a server that no longer answers.
 
+use crate::sync::atomic::Ordering;
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::sync::Instant;
+
+use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Ticket;
 use ashore_wire::abi::{BatchForgetIn, ForgetIn, ForgetOne, ReleaseIn};
 use ashore_wire::{FileHandle, NodeId, Opcode};
-use parking_lot::{Condvar, Mutex};
 use zerocopy::IntoBytes;
 
 use super::Mount;

@@ -1,14 +1,14 @@
 //! Inodes as the shell holds them: the core's state behind a lock, and the table that finds them by node.
 
-use std::collections::HashMap;
+use crate::sync::HashMap;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use ashore_barrier::Ticket;
 use ashore_wire::abi::EntryOut;
 use ashore_wire::{Errno, FileHandle, NodeId};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Mount;
 use super::flusher::Chore;

@@ -1,11 +1,13 @@
 //! How long somebody is willing to wait, and for what.
 
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::sync::Instant;
+
+use crate::sync::{Condvar, MutexGuard};
 use ashore_wire::Errno;
-use parking_lot::{Condvar, MutexGuard};
 
 /// A waiting caller that can be cancelled looks this often whether it was.
 const CANCEL_LOOK: Duration = Duration::from_millis(5);

@@ -1,9 +1,9 @@
 //! The pages of the link's memory that nobody uses.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::sync::{Condvar, Mutex};
 use ashore_wire::Errno;
-use parking_lot::{Condvar, Mutex};
 
 use super::patience::Patience;
 use crate::core::pages::PageId;

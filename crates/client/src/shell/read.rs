@@ -1,12 +1,12 @@
 //! Reads through the cache: what is there is copied, what is not is read from the server into the pages themselves.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::sync::{Mutex, MutexGuard};
 use ashore_wire::abi::ReadIn;
 use ashore_wire::{Errno, Opcode};
-use parking_lot::{Mutex, MutexGuard};
 
 use super::Mount;
 use super::inodes::{Inode, Locked, OpenHandle};

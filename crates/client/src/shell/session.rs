@@ -1,17 +1,19 @@
 //! A connection from its beginning to its end.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use crate::sync::HashMap;
+use crate::sync::Instant;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::thread::JoinHandle;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::Instant;
 
+use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Barrier;
 use ashore_wire::abi::{InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, OLDEST_MINOR_VERSION};
 use ashore_wire::flags::InitFlags;
 use ashore_wire::{Errno, NodeId, Opcode};
-use parking_lot::{Condvar, Mutex};
 
 use super::connection::Connection;
 use super::flusher::{self, Chores};
@@ -55,8 +57,9 @@ impl Session {
             return Err(errno);
         }
         let weak = Arc::downgrade(&mount);
-        let flusher =
-            std::thread::Builder::new().name("ashore-flusher".into()).spawn(move || flusher::run(&weak));
+        let flusher = crate::sync::thread::Builder::new()
+            .name("ashore-flusher".into())
+            .spawn(move || flusher::run(&weak));
         let flusher = flusher.map_err(Errno::from)?;
         Ok(Session { mount, flusher: Mutex::new(Some(flusher)) })
     }
@@ -169,7 +172,7 @@ fn new_mount(link: Arc<dyn Link>, options: Options) -> Mount {
         names: Mutex::new(NameCache::new()),
         superblocks: Mutex::default(),
         errors: Mutex::new(ErrorLog::default()),
-        dirty_list: Mutex::new(HashMap::new()),
+        dirty_list: Mutex::new(HashMap::default()),
         clock: Mutex::new(VecDeque::new()),
         dirty_pages: AtomicUsize::new(0),
         writeback_pages: AtomicUsize::new(0),

@@ -1,9 +1,11 @@
 //! Sync, as the promise has it: flush, cut, wait, gather errors, SYNCFS to every superblock, the first error.
 
+use crate::sync::atomic::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::sync::Instant;
 
 use ashore_barrier::{Cut, WaitError};
 use ashore_wire::abi::{SYNCFS_COMPLETE, SyncfsIn};

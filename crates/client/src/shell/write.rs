@@ -1,10 +1,10 @@
 //! Writes into the cache. The server hears of them later; see [`super::writeback`].
 
+use crate::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use crate::sync::MutexGuard;
 use ashore_wire::Errno;
-use parking_lot::MutexGuard;
 
 use super::Mount;
 use super::inodes::{Exclusive, Inode, Locked, OpenHandle};

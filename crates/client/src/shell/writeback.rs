@@ -4,15 +4,15 @@
 //! enters the barrier before the pages stop being dirty. There: a ticket is dropped after the result was recorded; a
 //! run takes its own along, because an answer need not be its end (see [`Mount::run_answered`]).
 
+use crate::sync::atomic::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use crate::sync::MutexGuard;
 use ashore_barrier::Ticket;
 use ashore_wire::abi::{AttrOut, SetattrIn, WriteIn, WriteOut};
 use ashore_wire::flags::{SetattrValid, WriteFlags};
 use ashore_wire::{Errno, Opcode};
-use parking_lot::MutexGuard;
 
 use super::Mount;
 use super::connection::IfFull;
