@@ -11,6 +11,7 @@ mod serve;
 mod signals;
 mod tools;
 mod top;
+mod virtiofsd;
 
 use std::env;
 use std::process::ExitCode;
@@ -53,7 +54,8 @@ enum Command {
 
 /// Exit codes: 0 done, 1 failed (the message says what and what to do), 2 wrong usage.
 fn main() -> ExitCode {
-    let arguments = mount::helper(env::args_os()).map_or_else(Arguments::parse, Arguments::parse_from);
+    let other_name = mount::helper(env::args_os()).or_else(|| virtiofsd::under_its_name(env::args_os()));
+    let arguments = other_name.map_or_else(Arguments::parse, Arguments::parse_from);
     let outcome = match arguments.command {
         Command::Serve(arguments) => serve::serve(arguments),
         Command::Mount(arguments) => mount::mount(arguments),

@@ -1,5 +1,6 @@
 //! `ashore serve`: one host directory, one virtual machine at a time.
 
+use std::fs::File;
 use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::logging::{self, LogLevel};
 use crate::metrics;
 use crate::signals;
+use crate::virtiofsd::{self, VirtiofsdArguments};
 
 /// How long a VMM that resets its machine is kept waiting for the last sync of the one before.
 const RESET_PATIENCE: Duration = Duration::from_secs(5);
@@ -29,11 +31,11 @@ const RESET_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Args)]
 pub(crate) struct ServeArguments {
     /// The directory to share
-    #[arg(long, value_name = "DIR")]
-    shared_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["older", "print_capabilities", "print_id_map"])]
+    pub(crate) shared_dir: Option<PathBuf>,
 
     /// Where to listen for the VMM; replaced if nobody listens there any more
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_id_map"], alias = "socket")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities", "print_id_map"], alias = "socket")]
     socket_path: Option<PathBuf>,
 
     /// A listening socket that was inherited, by its descriptor
@@ -58,12 +60,12 @@ pub(crate) struct ServeArguments {
 
     /// How long the guest may remember names, attributes and data: never, metadata, auto (1 s), always (1 day)
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = CachePolicy::Auto)]
-    cache: CachePolicy,
+    pub(crate) cache: CachePolicy,
 
     /// Let the guest write back from its cache when it likes. Newer Linux guests then return from sync(2) before
     /// their data was sent
     #[arg(long)]
-    writeback: bool,
+    pub(crate) writeback: bool,
 
     /// Refuse every change
     #[arg(long)]
@@ -71,11 +73,11 @@ pub(crate) struct ServeArguments {
 
     /// Extended attributes
     #[arg(long)]
-    xattr: bool,
+    pub(crate) xattr: bool,
 
     /// Keep the guest's extended attributes under other names, by rules such as ":map::user.virtiofs.:"; implies --xattr
     #[arg(long, value_name = "RULES")]
-    xattrmap: Option<XattrMap>,
+    pub(crate) xattrmap: Option<XattrMap>,
 
     /// Access control lists, checked by the guest and kept by the host: always, auto (if both can), or never. Implies
     /// --xattr. Without a value: always
@@ -88,7 +90,7 @@ pub(crate) struct ServeArguments {
         require_equals = true,
         default_missing_value = "always"
     )]
-    posix_acl: Negotiation,
+    pub(crate) posix_acl: Negotiation,
 
     /// Give new files the security labels the guest wants (SELinux); as --posix-acl
     #[arg(
@@ -100,7 +102,7 @@ pub(crate) struct ServeArguments {
         require_equals = true,
         default_missing_value = "always"
     )]
-    security_label: Negotiation,
+    pub(crate) security_label: Negotiation,
 
     /// Make users of the guest others on the host: map:GUEST:HOST:COUNT; or guest, host, squash-guest, squash-host with
     /// the same fields, source first; or forbid-guest:GUEST:COUNT. May be given several times
@@ -130,11 +132,11 @@ pub(crate) struct ServeArguments {
 
     /// Do not tell the guest where other host file systems begin. A sync covers them all the same
     #[arg(long)]
-    no_announce_submounts: bool,
+    pub(crate) no_announce_submounts: bool,
 
     /// Honour O_DIRECT of the guest on the host
     #[arg(long)]
-    allow_direct_io: bool,
+    pub(crate) allow_direct_io: bool,
 
     /// Allow shared mappings with --cache=never and metadata
     #[arg(long)]
@@ -142,15 +144,15 @@ pub(crate) struct ServeArguments {
 
     /// Send names without attributes
     #[arg(long)]
-    no_readdirplus: bool,
+    pub(crate) no_readdirplus: bool,
 
     /// Clear set-user-id and set-group-id bits in the server
     #[arg(long, overrides_with = "no_killpriv_v2")]
-    killpriv_v2: bool,
+    pub(crate) killpriv_v2: bool,
 
     /// Leave set-user-id and set-group-id bits to the guest (the default)
     #[arg(long)]
-    no_killpriv_v2: bool,
+    pub(crate) no_killpriv_v2: bool,
 
     /// Honour O_NOATIME of the guest on the host
     #[arg(long)]
@@ -167,7 +169,7 @@ pub(crate) struct ServeArguments {
         require_equals = true,
         default_missing_value = "host"
     )]
-    posix_lock: LockScope,
+    pub(crate) posix_lock: LockScope,
 
     /// Who sees locks that the guest takes by flock(2); as --posix-lock
     #[arg(
@@ -179,7 +181,7 @@ pub(crate) struct ServeArguments {
         require_equals = true,
         default_missing_value = "host"
     )]
-    flock: LockScope,
+    pub(crate) flock: LockScope,
 
     /// When changes become stable: at a sync (on-sync), before each answer (strict), or as virtiofsd does (relaxed)
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Durability::OnSync)]
@@ -227,7 +229,10 @@ pub(crate) struct ServeArguments {
 
     /// Which log lines to show; RUST_LOG overrides it
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LogLevel::Info, action = ArgAction::Set)]
-    log_level: LogLevel,
+    pub(crate) log_level: LogLevel,
+
+    #[command(flatten)]
+    pub(crate) virtiofsd: VirtiofsdArguments,
 }
 
 /// Whose the server's own files are in the guest.
@@ -261,8 +266,13 @@ enum Flush {
 }
 
 /// Serves until the VMM has gone or a signal comes; then syncs, and says by its exit code how that went.
-pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
-    logging::start(arguments.log_level);
+pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    if arguments.virtiofsd.print_capabilities {
+        println!("{}", virtiofsd::CAPABILITIES);
+        return Ok(ExitCode::SUCCESS);
+    }
+    virtiofsd::apply_older_spelling(&mut arguments)?;
+    logging::start_for_server(arguments.log_level, arguments.virtiofsd.syslog);
     arguments.hint();
     prepare_process();
     let id_maps = arguments.id_maps()?;
@@ -270,14 +280,16 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         print!("users\n{}groups\n{}", id_maps[0], id_maps[1]);
         return Ok(ExitCode::SUCCESS);
     }
-    let filesystem = Passthrough::new(arguments.passthrough_options(id_maps))?;
+    arguments.virtiofsd.check_isolation()?;
+    let shared_dir = arguments.shared_dir()?;
+    let filesystem = Passthrough::new(arguments.passthrough_options(shared_dir, id_maps))?;
     let limits = Limits {
         early_sync_grace: Duration::from_millis(arguments.early_sync_grace),
         refuse_early_syncs: arguments.require_durable,
         ..Default::default()
     };
     let session = Session::new(filesystem, limits);
-    let listener = arguments.listen()?;
+    let (listener, _claim) = arguments.listen()?;
     let observed = arguments.metrics();
     let (queue_session, queue_metrics) = (Arc::clone(&session), observed.clone());
     let device = Device::new(arguments.device_options()?, move |number, queue| {
@@ -298,7 +310,7 @@ pub(crate) fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let stop = device.stop_handle();
     signals::on_end(Duration::from_secs(arguments.last_call_timeout), move || stop.stop())
         .context("signals cannot be received")?;
-    println!("{}", arguments.ready_line());
+    println!("{}", arguments.ready_line(shared_dir));
 
     loop {
         let ended = device.serve(&listener);
@@ -354,7 +366,11 @@ impl ServeArguments {
         ])
     }
 
-    fn passthrough_options(&self, [uids, gids]: [IdMap; 2]) -> Options {
+    fn shared_dir(&self) -> anyhow::Result<&Path> {
+        self.shared_dir.as_deref().context("nothing is shared: name a directory with --shared-dir")
+    }
+
+    fn passthrough_options(&self, shared_dir: &Path, [uids, gids]: [IdMap; 2]) -> Options {
         Options {
             cache: self.cache,
             writeback: self.writeback,
@@ -379,7 +395,7 @@ impl ServeArguments {
             flush_fsync: self.flush == Flush::Fsync,
             require_durable: self.require_durable,
             sync_timeout: (self.sync_timeout > 0).then(|| Duration::from_secs(self.sync_timeout)),
-            ..Options::new(&self.shared_dir)
+            ..Options::new(shared_dir)
         }
     }
 
@@ -397,16 +413,22 @@ impl ServeArguments {
         Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us })
     }
 
-    fn listen(&self) -> anyhow::Result<Listener> {
-        Ok(match (&self.socket_path, self.fd) {
-            (Some(path), _) => Listener::bind(path)?,
-            (None, Some(fd)) => Listener::inherit(fd)?,
+    /// A socket, and what keeps others from its path as long as it lives.
+    fn listen(&self) -> anyhow::Result<(Listener, Option<File>)> {
+        match (&self.socket_path, self.fd) {
+            (Some(path), _) => {
+                let listener = Listener::bind(path)?;
+                let claim = virtiofsd::claim(path)?;
+                self.virtiofsd.open_to_group(path)?;
+                Ok((listener, Some(claim)))
+            }
+            (None, Some(fd)) => Ok((Listener::inherit(fd)?, None)),
             (None, None) => unreachable!("clap requires one of them"),
-        })
+        }
     }
 
     /// One line that says where we are and, ready to paste, how a QEMU guest gets there.
-    fn ready_line(&self) -> String {
+    fn ready_line(&self, shared_dir: &Path) -> String {
         let socket = match &self.socket_path {
             Some(path) => path.display().to_string(),
             None => format!("(descriptor {})", self.fd.unwrap_or_default()),
@@ -420,7 +442,7 @@ impl ServeArguments {
             "ashore: ready, sharing {} at {socket}; QEMU: -object memory-backend-memfd,id=mem,size=RAM,share=on \
              -machine memory-backend=mem -chardev socket,id=ashore,path={socket} \
              -device vhost-user-fs-pci,chardev=ashore,tag={tag}{queues}; in the guest: mount -t virtiofs {tag} /mnt",
-            absolute(&self.shared_dir).display(),
+            absolute(shared_dir).display(),
         )
     }
 }
