@@ -43,7 +43,10 @@ impl Watch {
     pub(crate) fn most_at_once(self, over: &AtomicBool) -> usize {
         let mut most = 0;
         while !over.load(Ordering::Relaxed) {
-            most = most.max(self.syncing().len());
+            // Threads are looked at one after the other, and meanwhile one may end a sync and another begin. Who is seen
+            // twice was there all the time between.
+            let (first, second) = (self.syncing(), self.syncing());
+            most = most.max(first.iter().filter(|thread| second.contains(thread)).count());
             std::thread::sleep(LOOK_EVERY);
         }
         most

@@ -21,8 +21,8 @@ const DIRTY: [usize; 3] = [64 << 20, 256 << 20, 512 << 20];
 const LONG_ENOUGH: Duration = Duration::from_millis(80);
 /// What a busy machine alone may cost one request.
 const NOISE: Duration = Duration::from_millis(40);
-/// So often is measured before somebody is accused.
-const CONFIRMATIONS: usize = 3;
+/// So often is measured; most decide.
+const TRIES: usize = 3;
 /// Syncs at the same time.
 const CROWD: usize = 16;
 
@@ -69,14 +69,18 @@ fn others_during(line: &Line, syncs: usize) -> Result<Seen> {
             others.answered,
             others.slowest.as_secs_f64() * 1000.0,
         );
-        if !others.were_held_up() {
-            return Ok(Seen::kept(numbers));
+        // By chance, or because the machine is busy, anybody may be held up once, and somebody else's sync of the same
+        // disk may leave nothing to do for ours: most of the tries decide.
+        let mut held_up = usize::from(others.were_held_up());
+        for _ in 1..TRIES {
+            held_up += usize::from(measure(line, &file, &quiet, bytes, syncs)?.were_held_up());
         }
-        // What happens by chance, or because the machine is busy, does not happen each time, nor only during syncs.
-        for _ in 1..CONFIRMATIONS {
-            if !measure(line, &file, &quiet, bytes, syncs)?.were_held_up() {
-                return Ok(Seen::kept(format!("{numbers}; when it was repeated, none waited for long")));
-            }
+        if held_up <= TRIES / 2 {
+            return Ok(Seen::kept(if held_up == 0 {
+                numbers
+            } else {
+                format!("{numbers}, in one of {TRIES} tries")
+            }));
         }
         let idle = others_meanwhile(line, &quiet, || {
             sleep(others.syncs);
@@ -175,8 +179,9 @@ pub(crate) fn shared_syncs(ward: &mut Ward) -> Result<Seen> {
     const MOST_PAIRS: usize = 30;
     /// A sync of the host cleans a page once or twice.
     const CALM: usize = 3;
-    /// Threads that may sync one host file system at the same time: one round that ends and one that begins.
-    const FEW: usize = 2;
+    /// Threads that may seem to sync one host file system at the same time: one round that ends and one that begins, and
+    /// what a look that is not of one instant adds.
+    const FEW: usize = 4;
     let line = ward.syncing_line()?;
     let (document, changed) = (line.new_file("shared")?, line.new_file("changed")?);
     line.fill(&document, 4096)?;
@@ -247,9 +252,13 @@ fn cleanings(line: &Line, changed: &Document, file: &File, syncs: usize) -> Resu
     })
 }
 
-/// Each sync with a change before it, since a server may know that there is nothing to sync.
+/// First the changes, since a server may know that there is nothing to sync; then all syncs at once, so that they overlap
+/// however long the server takes for a change.
 fn change_and_sync(line: &Line, changed: &Document, syncs: usize) -> Result<(), RawError> {
-    let calls = (0..syncs).flat_map(|_| [line.write_call(changed, 0, 4096), Call::syncfs(NodeId::ROOT)]);
-    let sent = calls.map(|call| line.raw.send(call)).collect::<Result<Vec<_>, _>>()?;
-    sent.into_iter().try_for_each(|sent| line.raw.wait(sent).map(drop))
+    let at_once = |call: &dyn Fn() -> Call| {
+        let sent = (0..syncs).map(|_| line.raw.send(call())).collect::<Result<Vec<_>, _>>()?;
+        sent.into_iter().try_for_each(|sent| line.raw.wait(sent).map(drop))
+    };
+    at_once(&|| line.write_call(changed, 0, 4096))?;
+    at_once(&|| Call::syncfs(NodeId::ROOT))
 }
