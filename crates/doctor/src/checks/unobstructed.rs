@@ -252,13 +252,12 @@ fn cleanings(line: &Line, changed: &Document, file: &File, syncs: usize) -> Resu
     })
 }
 
-/// First the changes, since a server may know that there is nothing to sync; then all syncs at once, so that they overlap
-/// however long the server takes for a change.
+/// First a change, since a server may know that there is nothing to sync, and one that keeps the disk busy for longer than
+/// it takes to send the syncs; then all of them at once, so that they overlap.
 fn change_and_sync(line: &Line, changed: &Document, syncs: usize) -> Result<(), RawError> {
-    let at_once = |call: &dyn Fn() -> Call| {
-        let sent = (0..syncs).map(|_| line.raw.send(call())).collect::<Result<Vec<_>, _>>()?;
-        sent.into_iter().try_for_each(|sent| line.raw.wait(sent).map(drop))
-    };
-    at_once(&|| line.write_call(changed, 0, 4096))?;
-    at_once(&|| Call::syncfs(NodeId::ROOT))
+    const BYTES: usize = 8 << 20;
+    line.fill(changed, BYTES)?;
+    let sent = (0..syncs).map(|_| line.raw.send(Call::syncfs(NodeId::ROOT)));
+    let sent = sent.collect::<Result<Vec<_>, _>>()?;
+    sent.into_iter().try_for_each(|sent| line.raw.wait(sent).map(drop))
 }
