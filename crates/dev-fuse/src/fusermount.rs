@@ -97,6 +97,9 @@ mod tests {
     fn a_comma_in_a_name_does_not_begin_another_option() {
         let options = MountOptions::new().source("/srv/a,suid").allow_other(true).max_read(4096);
         let words = options_for_fusermount(&options);
-        assert_eq!(words, "fsname=/srv/a\\,suid,subtype=ashore,rw,nosuid,nodev,allow_other,max_read=4096");
+        assert_eq!(
+            words,
+            "fsname=/srv/a\\,suid,subtype=ashore,rw,nosuid,nodev,allow_other,default_permissions,max_read=4096"
+        );
     }
 }
