@@ -75,6 +75,7 @@ mod core;
 mod file;
 pub mod link;
 mod metadata;
+mod mutant;
 mod options;
 mod shell;
 mod sync;

@@ -18,6 +18,7 @@ use super::message::Outgoing;
 use super::patience::Patience;
 use super::writeback::IfHeldUp;
 use crate::core::rounds::{Action, Event, Round, Turn};
+use crate::mutant::{self, Mutant};
 use crate::options::SyncUnsupported;
 
 impl Mount {
@@ -66,7 +67,9 @@ impl Mount {
         loop {
             event = match round.apply(event) {
                 Action::Flush => {
-                    self.flush_all(patience)?;
+                    if !mutant::on(Mutant::NothingFlushed) {
+                        self.flush_all(patience)?;
+                    }
                     Event::Flushed
                 }
                 Action::Cut => {
@@ -74,7 +77,10 @@ impl Mount {
                     Event::WasCut
                 }
                 Action::Wait => {
-                    self.wait_for(cut.take().expect("a round cuts before it waits"), patience)?;
+                    let cut = cut.take().expect("a round cuts before it waits");
+                    if !mutant::on(Mutant::NothingAwaited) {
+                        self.wait_for(cut, patience)?;
+                    }
                     Event::Settled
                 }
                 Action::Syncfs => {

@@ -22,6 +22,7 @@ use super::message::{Answer, Outgoing, Segment};
 use super::patience::Patience;
 use crate::core::inode::{Run, Serial};
 use crate::core::pages::PAGE_SIZE;
+use crate::mutant::{self, Mutant};
 
 /// What to do about pages that cannot be sent at once: the gate is closed, or their last write is not answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,9 +137,10 @@ impl Mount {
         };
         // First order: enter before the page stops being dirty. A sync that sees the page clean finds it in the
         // barrier.
-        let ticket = self.barrier.enter();
+        let early = (!mutant::on(Mutant::EntersAfterClean)).then(|| self.barrier.enter());
         let run = locked.core.begin_run(range, self.agreed().write_pages).expect("the caller has looked");
         drop(locked);
+        let ticket = early.unwrap_or_else(|| self.barrier.enter());
         self.dirty_pages.fetch_sub(run.pages.len(), Ordering::Relaxed);
         self.writeback_pages.fetch_add(run.pages.len(), Ordering::Relaxed);
         let end = run.indices.end;
@@ -170,6 +172,11 @@ impl Mount {
             Ok(_) => Err(Errno::EIO),
             Err(errno) => Err(errno),
         };
+        let mut ticket = Some(ticket);
+        if mutant::on(Mutant::LeavesBeforeRecorded) {
+            ticket = None;
+        }
+        let result = if mutant::on(Mutant::WriteErrorForgotten) { Ok(()) } else { result };
         if let Err(errno) = result {
             tracing::warn!("{}: data at {} was not written: {errno}", sent.inode.node, sent.run.offset);
             self.errors.lock().record(errno);
