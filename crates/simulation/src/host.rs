@@ -161,6 +161,12 @@ impl Host {
         }
     }
 
+    /// The next moment of the oracle's clock.
+    pub fn tick(&mut self) -> u64 {
+        self.events += 1;
+        self.events
+    }
+
     fn hit(&mut self, fault: Fault) {
         *self.faults.entry(fault).or_default() += 1;
     }

@@ -69,8 +69,18 @@ pub fn run(seeds: Range<u64>) -> Figures {
 struct Oracle {
     /// Versions whose calls have returned.
     floors: BTreeMap<Cell, u64>,
+    /// File, first page cut off, and the version of the cut, which is newer than all that it cuts.
+    cuts: Vec<(u64, u64, u64)>,
     syncs: u64,
     errors_told: u64,
+}
+
+impl Oracle {
+    /// Whether a truncation that was called after this change has begun to take it away.
+    fn is_cut(&self, cell: &Cell, version: u64) -> bool {
+        let Cell::Page(node, page) = cell else { return false };
+        self.cuts.iter().any(|(of, first, newer)| of == node && first <= page && *newer > version)
+    }
 }
 
 struct World {
@@ -131,6 +141,9 @@ impl World {
                     host.vouch(cell, version);
                     continue;
                 }
+                if self.oracle(|oracle| oracle.is_cut(&cell, version)) {
+                    continue;
+                }
                 let excused = host.lost.iter().any(|(lost, newest, when)| {
                     *lost == cell
                         && *newest >= version
@@ -188,9 +201,12 @@ fn one(seed: u64, figures: &Mutex<Figures>) {
     };
     let client = Client::new(link, options).expect("INIT does not fail here");
     let world = Arc::new(World { host, oracle: Mutex::default() });
-    let workers: Vec<_> = (0..1 + dice.below(3))
-        .map(|number| {
-            let (world, client, dice) = (Arc::clone(&world), client.clone(), Dice::new(dice.next()));
+    // All before anything is done: a handle hears of the errors that come after it.
+    let clients: Vec<_> = (0..1 + dice.below(3)).map(|number| (number, client.clone())).collect();
+    let workers: Vec<_> = clients
+        .into_iter()
+        .map(|(number, client)| {
+            let (world, dice) = (Arc::clone(&world), Dice::new(dice.next()));
             thread::spawn(move || Worker { world, client, dice, number, told: Vec::new() }.work())
         })
         .collect();
@@ -233,9 +249,16 @@ impl Worker {
         let directory_cell = |second| Cell::Name(directory, name(number, second).into_bytes());
         let node = file.metadata().expect("an open file has attributes").ino();
         let mut file_told = Vec::new();
+        let stable_writes = way == 1;
         for _ in 0..2 + self.dice.below(6) {
             match self.dice.below(12) {
-                0..4 => self.write(&file, node),
+                0..4 => {
+                    let failed = self.write(&file, node).is_err();
+                    // A write that syncs is told of whatever befell the file, as an fsync is.
+                    if failed && stable_writes {
+                        file_told.push(self.world.host.host(|host| host.tick()));
+                    }
+                }
                 4 => self.resize(&file, node),
                 5 if file.allocate(self.dice.below(6) * PAGE, PAGE, 0).is_ok() => {
                     self.world.done_at_host(Cell::Size(node))
@@ -267,26 +290,23 @@ impl Worker {
         self.world.sync(&mut self.told, true, |_| true, || self.client.sync());
     }
 
-    fn write(&mut self, file: &File, node: u64) {
+    fn write(&mut self, file: &File, node: u64) -> std::io::Result<()> {
         let (first, count) = (self.dice.below(4), 1 + self.dice.below(3));
         let version = self.world.host.host(|host| host.version());
         let mut data = vec![0; (count * PAGE) as usize];
         data.chunks_mut(PAGE as usize).for_each(|page| page[..8].copy_from_slice(&version.to_ne_bytes()));
-        if file.write_all_at(&data, first * PAGE).is_ok() {
-            (first..first + count).for_each(|page| self.world.done(Cell::Page(node, page), version));
-        }
+        file.write_all_at(&data, first * PAGE)?;
+        (first..first + count).for_each(|page| self.world.done(Cell::Page(node, page), version));
+        Ok(())
     }
 
     fn resize(&mut self, file: &File, node: u64) {
         let size = self.dice.below(5) * PAGE;
+        let version = self.world.host.host(|host| host.version());
+        // Before the call: a sync beside it may find the file cut or not.
+        self.world.oracle(|oracle| oracle.cuts.push((node, size / PAGE, version)));
         if file.set_len(size).is_ok() {
             self.world.done_at_host(Cell::Size(node));
-            // What was cut off counts as newer than any write before it, whether the host had that write or not.
-            self.world.oracle(|oracle| {
-                oracle.floors.retain(
-                    |cell, _| !matches!(cell, Cell::Page(of, page) if *of == node && *page >= size / PAGE),
-                );
-            });
         }
     }
 

@@ -61,11 +61,33 @@ pub struct Seeds {
     dice: Dice,
     /// Executions of some seeds stay with one thread for longer, which reaches other places.
     stay: u64,
+    /// In executions of some seeds a thread is passed over for long, wherever it was: one choice in so many; 0: never.
+    starves: u64,
+    /// Who is passed over, and for how many choices more.
+    starved: Option<(TaskId, u64)>,
 }
+
+/// Choices for which a thread is passed over, at most. Others sync from beginning to end in less.
+const STARVED_MAX: u64 = 3000;
 
 impl Seeds {
     pub fn new(seeds: Range<u64>) -> Seeds {
-        Seeds { seeds, dice: Dice::new(0), stay: 1 }
+        Seeds { seeds, dice: Dice::new(0), stay: 1, starves: 0, starved: None }
+    }
+}
+
+impl Seeds {
+    /// Now and then the one who went on last is passed over from now on.
+    fn starve(&mut self, current: Option<TaskId>) {
+        match &mut self.starved {
+            Some((_, 0)) => self.starved = None,
+            Some((_, left)) => *left -= 1,
+            None if self.dice.once_in(self.starves) => {
+                let choices = 1 + self.dice.below(STARVED_MAX);
+                self.starved = current.map(|task| (task, choices));
+            }
+            None => {}
+        }
     }
 }
 
@@ -74,6 +96,8 @@ impl Scheduler for Seeds {
         let seed = self.seeds.next()?;
         self.dice = Dice::new(seed);
         self.stay = [1, 1, 4, 16][self.dice.below(4) as usize];
+        self.starves = [0, 40, 200][self.dice.below(3) as usize];
+        self.starved = None;
         SEED.set(seed);
         ashore_barrier::start_model(0);
         ashore_barrier::model::time::restart();
@@ -81,22 +105,31 @@ impl Scheduler for Seeds {
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, yields: bool) -> Option<TaskId> {
-        let is_clock = |task: &&&Task| usize::from(task.id()) == CLOCK;
         ALONE.set(runnable.len() == 1);
+        self.starve(current);
+        let starved = self.starved.map(|(task, _)| task);
+        let is_clock = |task: &Task| usize::from(task.id()) == CLOCK;
+        let may_go_on = |task: &&&Task| !is_clock(task) && Some(task.id()) != starved;
+        let others = runnable.iter().filter(may_go_on).count() as u64;
+        if others == 0 {
+            // Whoever was passed over, before time passes.
+            self.starved = None;
+            return runnable.iter().find(|task| !is_clock(task)).or(runnable.first()).map(|task| task.id());
+        }
         if let Some(current) = current
             && !yields
             && self.stay > 1
             && !self.dice.once_in(self.stay)
-            && runnable.iter().any(|task| task.id() == current && !is_clock(&task))
+            && runnable.iter().filter(may_go_on).any(|task| task.id() == current)
         {
             return Some(current);
         }
-        loop {
-            let chosen = runnable.get(self.dice.below(runnable.len() as u64) as usize)?;
-            if runnable.len() == 1 || !is_clock(&chosen) || self.dice.once_in(EARLY) {
-                return Some(chosen.id());
-            }
+        let clock = runnable.iter().find(|task| is_clock(task));
+        if let Some(clock) = clock.filter(|_| self.dice.once_in(EARLY)) {
+            return Some(clock.id());
         }
+        let place = self.dice.below(others) as usize;
+        runnable.iter().filter(may_go_on).nth(place).map(|task| task.id())
     }
 
     fn next_u64(&mut self) -> u64 {
