@@ -33,6 +33,9 @@ enum Needs {
 
 /// The barrier's suite, which runs over modelled threads or over real ones.
 const BARRIER: [&str; 6] = ["test", "--release", "--package", "ashore-barrier", "--test", "suite"];
+/// The shipped client and server, threads and all, under a seeded scheduler.
+const SIMULATION: [&str; 8] =
+    ["test", "--release", "--package", "ashore-simulation", "--test", "simulation", "--", "--nocapture"];
 /// Of it, the tests that switch deliberate bugs on, each of which must be caught.
 const MUTANTS: [&str; 9] = [
     "test",
@@ -73,7 +76,7 @@ const POWER_CUTS: [&str; 8] =
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 16] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -142,6 +145,20 @@ const STEPS: [Step; 14] = [
         name: "mutants-shuttle",
         purpose: "deliberate bugs of the barrier that shuttle must catch",
         arguments: &MUTANTS,
+        needs: Needs::Toolchain,
+        cfgs: &["shuttle", "mutants"],
+    },
+    Step {
+        name: "simulation",
+        purpose: "client and server over a simulated host, 20,000 seeds",
+        arguments: &SIMULATION,
+        needs: Needs::Toolchain,
+        cfgs: &["shuttle"],
+    },
+    Step {
+        name: "mutants-simulation",
+        purpose: "deliberate bugs of client and server that the simulation must catch",
+        arguments: &SIMULATION,
         needs: Needs::Toolchain,
         cfgs: &["shuttle", "mutants"],
     },

@@ -1,4 +1,4 @@
-//! Rung 3: seeds of the simulation, and the bugs it must catch.
+//! Seeds of the simulation, and the bugs it must catch.
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -32,4 +32,36 @@ fn every_sync_that_succeeds_is_true() {
     for (fault, (_, seeds)) in &sum.faults {
         assert!(*seeds >= 100, "{fault:?} was hit in {seeds} seeds only");
     }
+}
+
+/// The deliberate bugs that it tells from none, and what each breaks.
+#[cfg(mutants)]
+const CAUGHT: [(&str, &str); 6] = [
+    ("NothingAwaited", "D1"),
+    ("NothingFlushed", "D1"),
+    ("WriteErrorForgotten", "D2"),
+    ("AnsweredBeforeSynced", "D1"),
+    ("UnsupportedIsSuccess", "D3"),
+    ("ErrorSwallowed", "D2"),
+];
+
+/// A bug is chosen for a whole process, so each gets one.
+#[cfg(mutants)]
+#[test]
+fn every_mutant_is_caught() {
+    let mut survived = Vec::new();
+    for (mutant, clause) in CAUGHT {
+        let run = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--nocapture", "every_sync_that_succeeds_is_true"])
+            .env("ASHORE_MUTANT", mutant)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&run.stderr);
+        let by = told.lines().find(|line| line.contains("D1") || line.contains("D3"));
+        println!("{mutant:24} {clause:4} {}", by.unwrap_or("SURVIVED"));
+        if run.status.success() || by.is_none() {
+            survived.push(mutant);
+        }
+    }
+    assert!(survived.is_empty(), "not caught: {survived:?}");
 }

@@ -21,6 +21,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("guest", &[]),
     ("bench", &["vhost-user", "wire"]),
     ("doctor", &["client", "vhost-user", "wire"]),
+    // Its dependencies are those of builds with `--cfg shuttle` alone.
+    ("simulation", &[]),
     // These may use everything; nothing uses them, but that the program can measure.
     (
         "cli",
