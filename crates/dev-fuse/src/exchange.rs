@@ -160,8 +160,8 @@ impl Payload for FuseBulk {
     ) -> io::Result<usize> {
         let data = &self.request.bytes()[self.payload.clone()];
         let data = &data[..len.min(data.len())];
-        let offset = checked_offset(offset, mode)?;
-        let write = || rustix::io::pwritev2(file, &[IoSlice::new(data)], offset, flags(mode));
+        let (offset, flags) = (mode.offset(offset)?, ReadWriteFlags::from_bits_retain(mode.flags()));
+        let write = || rustix::io::pwritev2(file, &[IoSlice::new(data)], offset, flags);
         Ok(rustix::io::retry_on_intr(write)?)
     }
 
@@ -194,27 +194,8 @@ impl ReplyBody for FuseBulk {
     ) -> io::Result<usize> {
         let body = self.reply.bytes_mut();
         let len = len.min(body.len());
-        let offset = checked_offset(offset, mode)?;
-        let read =
-            || rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut body[..len])], offset, flags(mode));
+        let (offset, flags) = (mode.offset(offset)?, ReadWriteFlags::from_bits_retain(mode.flags()));
+        let read = || rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut body[..len])], offset, flags);
         Ok(rustix::io::retry_on_intr(read)?)
     }
-}
-
-/// To these calls an offset of -1 is not an offset: it stands for the position of the file descriptor.
-fn checked_offset(offset: u64, mode: TransferMode) -> io::Result<u64> {
-    match i64::try_from(offset) {
-        _ if mode.append => Ok(0),
-        Ok(_) => Ok(offset),
-        Err(_) => Err(rustix::io::Errno::INVAL.into()),
-    }
-}
-
-fn flags(mode: TransferMode) -> ReadWriteFlags {
-    let mut flags = ReadWriteFlags::empty();
-    flags.set(ReadWriteFlags::APPEND, mode.append);
-    flags.set(ReadWriteFlags::DSYNC, mode.data_sync);
-    flags.set(ReadWriteFlags::SYNC, mode.sync);
-    flags.set(ReadWriteFlags::NOWAIT, mode.nowait);
-    flags
 }

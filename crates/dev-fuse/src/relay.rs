@@ -13,15 +13,16 @@ use std::sync::Arc;
 
 use ashore_wire::abi::{
     BatchForgetIn, ForgetOne, GetxattrIn, IN_HEADER_SIZE, InHeader, InitIn, InitOut, IoctlIn,
-    OUT_HEADER_SIZE, OutHeader, ReadIn,
+    OUT_HEADER_SIZE, OutHeader, ReadIn, SyncfsIn,
 };
+use ashore_wire::encode::{AnswerError, RequestHead, Sender, answer_body};
 use ashore_wire::flags::InitFlags;
 use ashore_wire::link::{Completion, HEAD_MAX, Link, Message, REPLY_ROOM_MAX, Receiver, Segment};
 use ashore_wire::reply::error_header;
-use ashore_wire::seam::{Exchange, Payload, ReplyBody, RequestQueue};
+use ashore_wire::seam::{Exchange, NoRoom, Payload, ReplyBody, RequestQueue};
 use ashore_wire::{Errno, NodeId, Opcode, RequestId};
 use parking_lot::{Condvar, Mutex};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::exchange::FuseExchange;
 use crate::queue::FuseQueue;
@@ -113,8 +114,8 @@ impl Relay {
             return synced;
         }
         let synced = self.last_sync();
-        let destroy = request(Opcode::Destroy, LAST_SYNC - 1, NodeId(0), &[]);
-        let _ = self.link.submit(message(LAST_SYNC - 1, destroy, USUAL_ROOM));
+        let destroy = RequestHead::new(Opcode::Destroy, NodeId(0));
+        let _ = self.link.submit(request(LAST_SYNC - 1, destroy, USUAL_ROOM));
         synced
     }
 
@@ -122,20 +123,22 @@ impl Relay {
         let Ok((header, arguments)) = InHeader::read_from_prefix(exchange.head()) else {
             return exchange.finish_without_reply();
         };
-        let (opcode, head) = (Opcode::from_raw(header.opcode), exchange.head().to_vec());
-        let arguments = &head[head.len() - arguments.len()..];
-        let mut message = message(header.unique, self.rewritten(opcode, &head), room(opcode, arguments));
-        let mut read = 0;
+        let opcode = Opcode::from_raw(header.opcode);
+        let (reply_room, read) = (room(opcode, arguments), read_size(opcode, arguments));
         match opcode {
-            Some(Opcode::Forget) => return self.forget(exchange, message),
-            Some(Opcode::BatchForget) => return self.forget_many(exchange, arguments),
+            Some(Opcode::BatchForget) => {
+                self.forget_many(arguments);
+                return exchange.finish_without_reply();
+            }
             // Linux sends none over virtio-fs, and servers do not expect any.
             Some(Opcode::Interrupt | Opcode::NotifyReply) => return exchange.finish_without_reply(),
-            Some(Opcode::Read) => {
-                read = ReadIn::read_from_prefix(arguments).map_or(0, |(read, _)| read.size as usize)
-            }
             Some(Opcode::Destroy) => drop(self.last_sync()),
             _ => {}
+        }
+        let head = self.rewritten(opcode, exchange.head().to_vec());
+        let mut message = message(header.unique, head, reply_room);
+        if opcode == Some(Opcode::Forget) {
+            return self.forget(exchange, message);
         }
         let payload_length = exchange.parts().1.len();
         if read.max(payload_length) > self.max_write as usize || message.head.len() > HEAD_MAX {
@@ -154,8 +157,7 @@ impl Relay {
     }
 
     /// The head as the server is to see it: without what we do not want, and asking for no more names than a link has room for.
-    fn rewritten(&self, opcode: Option<Opcode>, head: &[u8]) -> Vec<u8> {
-        let mut head = head.to_vec();
+    fn rewritten(&self, opcode: Option<Opcode>, mut head: Vec<u8>) -> Vec<u8> {
         let arguments = &mut head[IN_HEADER_SIZE..];
         match opcode {
             Some(Opcode::Init) if !self.writeback => {
@@ -187,21 +189,20 @@ impl Relay {
     }
 
     /// The kernel puts as many into one request as fit into our buffer; a link takes less.
-    fn forget_many(&self, exchange: FuseExchange, arguments: &[u8]) {
+    fn forget_many(&self, arguments: &[u8]) {
         let items = arguments.get(size_of::<BatchForgetIn>()..).unwrap_or_default();
         for items in items.chunks(FORGETS_AT_ONCE * size_of::<ForgetOne>()) {
             let count = (items.len() / size_of::<ForgetOne>()) as u32;
             let batch = BatchForgetIn { count, ..Default::default() };
-            let head = request(Opcode::BatchForget, 0, NodeId(0), &[batch.as_bytes(), items].concat());
-            let _ = self.link.submit(Message { urgent: true, reply_room: 0, ..message(0, head, 0) });
+            let head = RequestHead::new(Opcode::BatchForget, NodeId(0)).with(&batch).with(items);
+            let _ = self.link.submit(Message { urgent: true, ..request(0, head, 0) });
         }
-        exchange.finish_without_reply();
     }
 
     /// Leaving is a sync too, also for servers that do not know it.
     fn last_sync(&self) -> Result<(), Errno> {
-        let head = request(Opcode::Syncfs, LAST_SYNC, NodeId::ROOT, &[0; 8]);
-        let sent = self.link.submit(message(LAST_SYNC, head, USUAL_ROOM));
+        let head = RequestHead::new(Opcode::Syncfs, NodeId::ROOT).with(&SyncfsIn::default());
+        let sent = self.link.submit(request(LAST_SYNC, head, USUAL_ROOM));
         let mut state = self.desk.state.lock();
         state.leaving = true;
         if sent.is_err() {
@@ -269,15 +270,21 @@ impl Desk {
         if asked == Some(Opcode::Destroy) && completion.length == 0 {
             return OutHeader { len: OUT_HEADER_SIZE as u32, error: 0, unique: id.0 };
         }
-        let Some(header) = believable(completion) else {
-            tracing::error!("the server's answer to {id:?} makes no sense; it becomes EIO");
-            return error_header(id, Errno::EIO);
+        let end = match answer_body(id, &completion.reply, completion.length) {
+            Ok(end) => end,
+            // The kernel would take it for success, and never ask again.
+            Err(AnswerError::Errno(Errno::ENOSYS)) if asked == Some(Opcode::Syncfs) => {
+                tracing::error!(
+                    "the server knows no SYNCFS: sync fails, and only fsync makes changes stable"
+                );
+                return error_header(id, Errno::EOPNOTSUPP);
+            }
+            Err(AnswerError::Errno(errno)) => return error_header(id, errno),
+            Err(AnswerError::Fault(fault)) => {
+                tracing::error!("{fault} ({id:?}); it becomes EIO");
+                return error_header(id, Errno::EIO);
+            }
         };
-        // The kernel would take it for success, and never ask again.
-        if asked == Some(Opcode::Syncfs) && header.error == -Errno::ENOSYS.raw() {
-            tracing::error!("the server knows no SYNCFS: sync fails, and only fsync makes changes stable");
-            return error_header(id, Errno::EOPNOTSUPP);
-        }
         let fixed = completion.reply.get(OUT_HEADER_SIZE..completion.length.min(completion.reply.len()));
         let mut fixed = fixed.unwrap_or_default().to_vec();
         if asked == Some(Opcode::Init)
@@ -288,22 +295,28 @@ impl Desk {
         let body = exchange.parts().1;
         let mut filled = body.fill(0, &fixed);
         let mut page_bytes = [0; PAGE_BYTES];
-        let (mut position, end) = (fixed.len(), completion.length - OUT_HEADER_SIZE);
+        let mut position = fixed.len();
         for page in target {
             let piece = &mut page_bytes[..PAGE_BYTES.min(end.saturating_sub(position))];
             self.link.read_page(*page, 0, piece);
             filled = filled.and_then(|()| body.fill(position, piece));
             position += piece.len();
         }
-        if filled.is_err() { error_header(id, Errno::EIO) } else { header }
+        match filled {
+            Ok(()) => OutHeader { len: completion.length as u32, error: 0, unique: id.0 },
+            Err(NoRoom) => error_header(id, Errno::EIO),
+        }
     }
 }
 
 impl Receiver for Desk {
     fn completed(&self, completion: Completion) {
         if completion.id == LAST_SYNC {
-            let error = believable(&completion).map_or(-Errno::EIO.raw(), |header| header.error);
-            let synced = if error == 0 { Ok(()) } else { Err(Errno::from_raw(-error)) };
+            let answer = answer_body(RequestId(completion.id), &completion.reply, completion.length);
+            let synced = answer.map(drop).map_err(|error| match error {
+                AnswerError::Errno(errno) => errno,
+                AnswerError::Fault(_) => Errno::EIO,
+            });
             self.state.lock().last_sync = Some(synced);
             self.moved.notify_all();
         } else if let Some(waiting) = self.take(completion.id) {
@@ -326,13 +339,12 @@ impl Receiver for Desk {
     }
 }
 
-/// The header of an answer, if it is about the request, has its own length right, and says success or an error.
-fn believable(completion: &Completion) -> Option<OutHeader> {
-    let (header, _) = OutHeader::read_from_prefix(&completion.reply).ok()?;
-    let whole = header.len as usize == completion.length && completion.length >= OUT_HEADER_SIZE;
-    let alone = header.error == 0 || completion.length == OUT_HEADER_SIZE;
-    (header.unique == completion.id && whole && alone && (-4095..=0).contains(&header.error))
-        .then_some(header)
+/// Bytes of data that a READ asks for; 0 for everything else.
+fn read_size(opcode: Option<Opcode>, arguments: &[u8]) -> usize {
+    match opcode {
+        Some(Opcode::Read) => ReadIn::read_from_prefix(arguments).map_or(0, |(read, _)| read.size as usize),
+        _ => 0,
+    }
 }
 
 /// Bytes of an answer between its header and the data of a READ.
@@ -362,10 +374,8 @@ fn message(id: u64, head: Vec<u8>, reply_room: usize) -> Message {
 }
 
 /// A request of our own.
-fn request(opcode: Opcode, id: u64, node: NodeId, arguments: &[u8]) -> Vec<u8> {
-    let len = (IN_HEADER_SIZE + arguments.len()) as u32;
-    let header = InHeader { len, opcode: opcode as u32, unique: id, nodeid: node.0, ..Default::default() };
-    [header.as_bytes(), arguments].concat()
+fn request(id: u64, head: RequestHead, reply_room: usize) -> Message {
+    message(id, head.finish(RequestId(id), Sender::default(), 0), reply_room)
 }
 
 fn segments(pages: &[u32], length: usize) -> Vec<Segment> {

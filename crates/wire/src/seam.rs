@@ -22,6 +22,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::Errno;
 use crate::abi::OutHeader;
 
 /// How a transfer between a file and the client's memory is to be done.
@@ -35,6 +36,31 @@ pub struct TransferMode {
     pub sync: bool,
     /// Fail with EAGAIN rather than wait for the disk (`RWF_NOWAIT`).
     pub nowait: bool,
+}
+
+impl TransferMode {
+    /// The flags of preadv2(2) and pwritev2(2) that say so, in Linux's numbers (`RWF_*` of linux/fs.h).
+    pub fn flags(self) -> u32 {
+        const DSYNC: u32 = 0x02;
+        const SYNC: u32 = 0x04;
+        const NOWAIT: u32 = 0x08;
+        const APPEND: u32 = 0x10;
+        let TransferMode { append, data_sync, sync, nowait } = self;
+        [(append, APPEND), (data_sync, DSYNC), (sync, SYNC), (nowait, NOWAIT)]
+            .into_iter()
+            .filter_map(|(set, flag)| set.then_some(flag))
+            .fold(0, |all, flag| all | flag)
+    }
+
+    /// The offset for those calls; EINVAL beyond the largest file. To them -1 is not an offset: it stands for the position of the
+    /// file descriptor.
+    pub fn offset(self, offset: u64) -> io::Result<u64> {
+        match i64::try_from(offset) {
+            _ if self.append => Ok(0),
+            Ok(_) => Ok(offset),
+            Err(_) => Err(io::Error::from_raw_os_error(Errno::EINVAL.raw())),
+        }
+    }
 }
 
 /// The data a client sent with a request, where it lies.

@@ -186,15 +186,6 @@ pub(crate) fn init_without(fs: &Passthrough, feature: InitFlags) {
 /// A client's memory.
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
 
-fn flags(mode: TransferMode) -> ReadWriteFlags {
-    let mut flags = ReadWriteFlags::empty();
-    flags.set(ReadWriteFlags::APPEND, mode.append);
-    flags.set(ReadWriteFlags::DSYNC, mode.data_sync);
-    flags.set(ReadWriteFlags::SYNC, mode.sync);
-    flags.set(ReadWriteFlags::NOWAIT, mode.nowait);
-    flags
-}
-
 impl Payload for Bytes {
     fn len(&self) -> usize {
         self.0.len()
@@ -208,7 +199,12 @@ impl Payload for Bytes {
         mode: TransferMode,
     ) -> io::Result<usize> {
         let length = len.min(self.0.len());
-        Ok(rustix::io::pwritev2(file, &[IoSlice::new(&self.0[..length])], offset, flags(mode))?)
+        Ok(rustix::io::pwritev2(
+            file,
+            &[IoSlice::new(&self.0[..length])],
+            offset,
+            ReadWriteFlags::from_bits_retain(mode.flags()),
+        )?)
     }
 
     fn copy_to(&mut self, buffer: &mut [u8]) -> usize {
@@ -237,7 +233,7 @@ impl ReplyBody for Bytes {
     ) -> io::Result<usize> {
         let length = len.min(self.0.len());
         let mut buffers = [IoSliceMut::new(&mut self.0[..length])];
-        Ok(rustix::io::preadv2(file, &mut buffers, offset, flags(mode))?)
+        Ok(rustix::io::preadv2(file, &mut buffers, offset, ReadWriteFlags::from_bits_retain(mode.flags()))?)
     }
 }
 

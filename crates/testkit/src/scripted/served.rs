@@ -152,14 +152,6 @@ struct Bulk {
     body: Vec<u8>,
 }
 
-fn flags(mode: TransferMode) -> ReadWriteFlags {
-    let mut flags = ReadWriteFlags::empty();
-    flags.set(ReadWriteFlags::APPEND, mode.append);
-    flags.set(ReadWriteFlags::DSYNC, mode.data_sync);
-    flags.set(ReadWriteFlags::SYNC, mode.sync);
-    flags
-}
-
 impl Payload for Bulk {
     fn len(&self) -> usize {
         self.payload.len()
@@ -173,7 +165,7 @@ impl Payload for Bulk {
         mode: TransferMode,
     ) -> io::Result<usize> {
         let data = [io::IoSlice::new(&self.payload[..len.min(self.payload.len())])];
-        Ok(rustix::io::pwritev2(file, &data, offset, flags(mode))?)
+        Ok(rustix::io::pwritev2(file, &data, offset, ReadWriteFlags::from_bits_retain(mode.flags()))?)
     }
 
     fn copy_to(&mut self, buffer: &mut [u8]) -> usize {

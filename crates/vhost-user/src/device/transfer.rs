@@ -39,15 +39,11 @@ fn transfer(
     offset: u64,
     mode: TransferMode,
 ) -> io::Result<usize> {
-    // To these calls an offset of -1 is not an offset: it stands for the position of the file descriptor.
-    let offset = if mode.append { 0 } else { offset };
-    if i64::try_from(offset).is_err() {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
+    let (offset, flags) = (mode.offset(offset)?, mode.flags() as libc::c_int);
     let mut done = 0;
     for chunk in pieces.chunks(PIECES_PER_CALL) {
         let wanted: usize = chunk.iter().map(|piece| piece.iov_len).sum();
-        let came = match one_call(call, file, chunk, offset + done as u64, flags(mode)) {
+        let came = match one_call(call, file, chunk, offset + done as u64, flags) {
             Ok(came) => came,
             // What was done is worth more to the caller than why it ended; the reason comes back if he goes on.
             Err(_) if done > 0 => break,
@@ -94,17 +90,4 @@ fn one_call(
             return Err(error);
         }
     }
-}
-
-fn flags(mode: TransferMode) -> libc::c_int {
-    let TransferMode { append, data_sync, sync, nowait } = mode;
-    [
-        (append, libc::RWF_APPEND),
-        (data_sync, libc::RWF_DSYNC),
-        (sync, libc::RWF_SYNC),
-        (nowait, libc::RWF_NOWAIT),
-    ]
-    .into_iter()
-    .filter_map(|(set, flag)| set.then_some(flag))
-    .fold(0, |all, flag| all | flag)
 }
