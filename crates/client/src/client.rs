@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::sync::Mutex;
 use ashore_wire::abi::{GetxattrIn, GetxattrOut, SetattrIn, SetxattrIn, StatfsOut};
 use ashore_wire::flags::{OpenReplyFlags, SetattrValid};
 use ashore_wire::{Errno, Opcode};
@@ -18,6 +17,7 @@ use crate::file::{File, OpenOptions};
 use crate::link::Link;
 use crate::metadata::{DirectoryEntry, FileSystemStatus, Metadata};
 use crate::options::{CacheMode, Options, SyncOptions};
+use crate::primitives::Mutex;
 use crate::shell::Session;
 use crate::shell::inodes::Inode;
 use crate::shell::message::Outgoing;

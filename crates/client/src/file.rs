@@ -4,7 +4,6 @@ use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
-use crate::sync::Mutex;
 use ashore_wire::abi::{FlushIn, LseekIn, LseekOut};
 use ashore_wire::flags::{OpenReplyFlags, SetattrValid};
 use ashore_wire::{Errno, Opcode};
@@ -12,6 +11,7 @@ use ashore_wire::{Errno, Opcode};
 use crate::core::errors::Cursor;
 use crate::metadata::Metadata;
 use crate::options::CacheMode;
+use crate::primitives::Mutex;
 use crate::shell::direct::CachedPages;
 use crate::shell::message::Outgoing;
 use crate::shell::names::{OpenedFile, open_flags};

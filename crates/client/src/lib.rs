@@ -77,8 +77,8 @@ pub mod link;
 mod metadata;
 mod mutant;
 mod options;
+mod primitives;
 mod shell;
-mod sync;
 #[doc(hidden)]
 pub mod toy;
 

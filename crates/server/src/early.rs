@@ -15,11 +15,10 @@
 //! most of the promise, not all: a page that is rewritten while its WRITE is under way is not sent by sync(2) of such a
 //! kernel at all, and nothing a server does brings it.
 
-use crate::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::primitives::thread;
 use std::time::Duration;
 
-use crate::primitives::Instant;
+use crate::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::primitives::{Instant, thread};
 
 /// How many grace periods a SYNCFS is held back at most: a guest that writes without end must not hold up its own sync.
 const MAX_GRACES: u32 = 50;

@@ -11,17 +11,17 @@
 //! Times are from the moment a request was taken from its queue until its answer was handed back; how long it waited in
 //! the queue before that cannot be seen from here.
 
-use crate::primitives::atomic::{AtomicU64, Ordering};
 use std::array;
 use std::sync::Arc;
 use std::time::Duration;
-
-use crate::primitives::Instant;
 
 use ashore_wire::abi::{InHeader, OutHeader};
 use ashore_wire::seam::{Backlog, Exchange, Payload, RequestQueue};
 use ashore_wire::{Errno, NodeId, Opcode};
 use zerocopy::FromBytes;
+
+use crate::primitives::Instant;
+use crate::primitives::atomic::{AtomicU64, Ordering};
 
 /// Times are sorted by powers of two of a microsecond: bucket `n` has those below 2^n µs. The last, above 4 s, has no end.
 pub const TIME_BUCKETS: usize = 24;

@@ -1,12 +1,10 @@
 //! Threads for what may wait for the disk, so that no queue does.
 
-use crate::primitives::thread;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::primitives::{Condvar, Mutex};
-
+use crate::primitives::{Condvar, Mutex, thread};
 use crate::wait::LOCK_WAITS_MAX;
 
 /// How long a thread with nothing to do stays around.

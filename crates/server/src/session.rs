@@ -1,6 +1,5 @@
 //! One client's session: what was agreed with it, and the way each of its requests goes.
 
-use crate::primitives::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::early::EarlySyncs;
 use crate::filesystem::{FileSystem, Result};
 use crate::mutant::{self, Mutant};
 use crate::offload::Pools;
+use crate::primitives::atomic::{AtomicU8, Ordering};
 use crate::sync::{Earlier, Syncs, Waiting};
 use crate::wait::{LOCK_WAITS_MAX, Wait, Waits};
 use crate::worker::Scratch;

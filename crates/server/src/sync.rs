@@ -9,10 +9,8 @@
 //!   sync B, C ────────►│ (waiting)              │ round 2 ............... │ answers B and C
 //! ```
 
-use crate::primitives::HashMap;
 use std::sync::Arc;
 
-use crate::primitives::Mutex;
 use ashore_barrier::{Cut, GroupCommit, Round};
 use ashore_wire::NodeId;
 use ashore_wire::seam::BacklogMark;
@@ -20,6 +18,7 @@ use ashore_wire::seam::BacklogMark;
 use crate::filesystem::Result;
 use crate::mutant::{self, Mutant};
 use crate::offload::Offload;
+use crate::primitives::{HashMap, Mutex};
 
 /// What is earlier than a sync.
 pub(crate) struct Earlier {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::primitives::{Condvar, Mutex};
 use ashore_wire::{Errno, RequestId};
 
 use crate::filesystem::Result;
+use crate::primitives::{Condvar, Mutex};
 
 /// Requests of one session that wait for a lock at once, at most. Each takes a thread here and a place in the client's
 /// ring, which must not fill up with them: the request that frees the lock has to come through it.

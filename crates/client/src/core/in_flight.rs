@@ -1,8 +1,8 @@
 //! Requests that were sent and not yet answered, by id.
 
-use crate::sync::HashMap;
-
 use ashore_wire::{Errno, RequestId};
+
+use crate::primitives::HashMap;
 
 /// Requests in flight on one connection, at most. The kernel's own queues hold far fewer; this one only has to be
 /// finite, so that a server that never answers cannot make the client's memory grow for ever.

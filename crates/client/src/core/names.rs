@@ -1,8 +1,7 @@
 //! Names the server has told, for as long as it said they may be remembered.
 
-use crate::sync::HashMap;
-
 use super::inode::Moment;
+use crate::primitives::HashMap;
 
 /// Names remembered, at most. When there are more, all are forgotten: rare, cheap, and never wrong.
 const NAMES_KEPT: usize = 65_536;

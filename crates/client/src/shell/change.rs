@@ -114,7 +114,7 @@ impl Mount {
         let dirty = locked.core.pages.dirty();
         let cut = locked.core.cut_to(size);
         let dropped = dirty - locked.core.pages.dirty();
-        self.dirty_pages.fetch_sub(dropped, crate::sync::atomic::Ordering::Relaxed);
+        self.dirty_pages.fetch_sub(dropped, crate::primitives::atomic::Ordering::Relaxed);
         if let Some((page, from)) = cut.zero_tail {
             self.memory.zero(page, from..PAGE_SIZE);
         }

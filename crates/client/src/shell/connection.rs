@@ -3,10 +3,8 @@
 //! One place ends every request, [`Mount::end_request`]: it hands the result over, and only then drops the ticket.
 //! That is the second of the two orders.
 
-use crate::sync::Instant;
 use std::sync::Arc;
 
-use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Ticket;
 use ashore_wire::abi::InterruptIn;
 use ashore_wire::encode::Sender;
@@ -17,6 +15,7 @@ use super::message::{Answer, Outgoing};
 use super::patience::Patience;
 use super::port::{Completed, Port};
 use crate::core::in_flight::{InFlight, interrupt_id};
+use crate::primitives::{Condvar, Instant, Mutex};
 
 /// What is to be done with an answer. Runs on the thread that brings answers: it must not wait.
 pub(crate) type Then = Box<dyn FnOnce(Result<Answer, Errno>) + Send>;

@@ -1,14 +1,10 @@
 //! The thread behind the scenes: writes back what has become old or too much, does small chores that must not be
 //! done where they come up, and gives up on a server that no longer answers.
 
-use crate::sync::atomic::Ordering;
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::sync::Instant;
-
-use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Ticket;
 use ashore_wire::abi::{BatchForgetIn, ForgetIn, ForgetOne, ReleaseIn};
 use ashore_wire::{FileHandle, NodeId, Opcode};
@@ -20,6 +16,8 @@ use super::message::Outgoing;
 use super::patience::Patience;
 use super::writeback::{IfHeldUp, SentRun};
 use crate::core::inode::Moment;
+use crate::primitives::atomic::Ordering;
+use crate::primitives::{Condvar, Instant, Mutex};
 
 /// How often the thread looks at the age of dirty pages, while there are any.
 const LOOK: Duration = Duration::from_millis(250);

@@ -1,11 +1,8 @@
 //! Inodes as the shell holds them: the core's state behind a lock, and the table that finds them by node.
 
-use crate::sync::HashMap;
-use crate::sync::atomic::{AtomicU64, Ordering};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
 use ashore_barrier::Ticket;
 use ashore_wire::abi::EntryOut;
 use ashore_wire::{Errno, FileHandle, NodeId};
@@ -15,6 +12,8 @@ use super::flusher::Chore;
 use super::read::ReadAhead;
 use crate::core::inode::{InodeState, Serial};
 use crate::core::pages::PAGE_SIZE;
+use crate::primitives::atomic::{AtomicU64, Ordering};
+use crate::primitives::{Condvar, HashMap, Mutex, MutexGuard};
 
 /// One inode.
 pub(crate) struct Inode {

@@ -21,15 +21,9 @@ pub(crate) mod write;
 pub(crate) mod writeback;
 
 use std::collections::VecDeque;
-
-use crate::sync::HashMap;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use crate::sync::Instant;
-
-use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Barrier;
 use ashore_wire::Errno;
 #[cfg(not(shuttle))]
@@ -41,6 +35,8 @@ use crate::core::errors::ErrorLog;
 use crate::core::inode::{Moment, Timestamp};
 use crate::core::names::NameCache;
 use crate::core::rounds::Rounds;
+use crate::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::primitives::{Condvar, HashMap, Instant, Mutex};
 use connection::Connection;
 use flusher::Chores;
 use inodes::{Inode, Inodes, Locked};

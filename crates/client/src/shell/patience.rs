@@ -1,13 +1,12 @@
 //! How long somebody is willing to wait, and for what.
 
-use crate::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::Instant;
-
-use crate::sync::{Condvar, MutexGuard};
 use ashore_wire::Errno;
+
+use crate::primitives::atomic::{AtomicBool, Ordering};
+use crate::primitives::{Condvar, Instant, MutexGuard};
 
 /// A waiting caller that can be cancelled looks this often whether it was.
 const CANCEL_LOOK: Duration = Duration::from_millis(5);

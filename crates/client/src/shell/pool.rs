@@ -1,12 +1,11 @@
 //! The pages of the link's memory that nobody uses.
 
-use crate::sync::atomic::{AtomicUsize, Ordering};
-
-use crate::sync::{Condvar, Mutex};
 use ashore_wire::Errno;
 
 use super::patience::Patience;
 use crate::core::pages::PageId;
+use crate::primitives::atomic::{AtomicUsize, Ordering};
+use crate::primitives::{Condvar, Mutex};
 
 /// The free pages. All pages there are is the bound of the cache.
 ///

@@ -1,10 +1,8 @@
 //! Reads through the cache: what is there is copied, what is not is read from the server into the pages themselves.
 
-use crate::sync::atomic::{AtomicU64, Ordering};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::{Mutex, MutexGuard};
 use ashore_wire::abi::ReadIn;
 use ashore_wire::{Errno, Opcode};
 
@@ -13,6 +11,8 @@ use super::inodes::{Inode, Locked, OpenHandle};
 use super::message::{Answer, Outgoing, Segment};
 use crate::core::inode::Missing;
 use crate::core::pages::{Lookup, PAGE_SIZE, PageId};
+use crate::primitives::atomic::{AtomicU64, Ordering};
+use crate::primitives::{Mutex, MutexGuard};
 
 /// Pages copied while an inode's lock is held, at most: others get their turn in a long read or write.
 pub(crate) const PAGES_PER_TURN: usize = 64;

@@ -1,15 +1,9 @@
 //! A connection from its beginning to its end.
 
 use std::collections::VecDeque;
-
-use crate::sync::HashMap;
-use crate::sync::Instant;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::thread::JoinHandle;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
-use crate::sync::{Condvar, Mutex};
 use ashore_barrier::Barrier;
 use ashore_wire::abi::{InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, OLDEST_MINOR_VERSION};
 use ashore_wire::flags::InitFlags;
@@ -30,6 +24,8 @@ use crate::core::names::NameCache;
 use crate::core::pages::PAGE_SIZE;
 use crate::core::rounds::Rounds;
 use crate::link::Link;
+use crate::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::primitives::{Condvar, HashMap, Instant, Mutex, thread::JoinHandle};
 
 /// Pages of one READ or WRITE if the server does not say (as without MAX_PAGES).
 const PAGES_WITHOUT_MAX_PAGES: u64 = 32;
@@ -57,7 +53,7 @@ impl Session {
             return Err(errno);
         }
         let weak = Arc::downgrade(&mount);
-        let flusher = crate::sync::thread::Builder::new()
+        let flusher = crate::primitives::thread::Builder::new()
             .name("ashore-flusher".into())
             .spawn(move || flusher::run(&weak));
         let flusher = flusher.map_err(Errno::from)?;

@@ -1,11 +1,8 @@
 //! Sync, as the promise has it: flush, cut, wait, gather errors, SYNCFS to every superblock, the first error.
 
-use crate::sync::atomic::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-
-use crate::sync::Instant;
 
 use ashore_barrier::{Cut, WaitError};
 use ashore_wire::abi::{SYNCFS_COMPLETE, SyncfsIn};
@@ -20,6 +17,8 @@ use super::writeback::IfHeldUp;
 use crate::core::rounds::{Action, Event, Round, Turn};
 use crate::mutant::{self, Mutant};
 use crate::options::SyncUnsupported;
+use crate::primitives::Instant;
+use crate::primitives::atomic::Ordering;
 
 impl Mount {
     /// Makes everything stable that was changed before this call. Errors of writes stand in [`Mount::errors`] when

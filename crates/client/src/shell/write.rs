@@ -1,9 +1,7 @@
 //! Writes into the cache. The server hears of them later; see [`super::writeback`].
 
-use crate::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use crate::sync::MutexGuard;
 use ashore_wire::Errno;
 
 use super::Mount;
@@ -13,6 +11,8 @@ use super::read::PAGES_PER_TURN;
 use super::writeback::IfHeldUp;
 use crate::core::inode::Missing;
 use crate::core::pages::{Lookup, PAGE_SIZE};
+use crate::primitives::MutexGuard;
+use crate::primitives::atomic::Ordering;
 
 /// Where a write goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,11 +4,9 @@
 //! enters the barrier before the pages stop being dirty. There: a ticket is dropped after the result was recorded; a
 //! run takes its own along, because an answer need not be its end (see [`Mount::run_answered`]).
 
-use crate::sync::atomic::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::sync::MutexGuard;
 use ashore_barrier::Ticket;
 use ashore_wire::abi::{AttrOut, SetattrIn, WriteIn, WriteOut};
 use ashore_wire::flags::{SetattrValid, WriteFlags};
@@ -23,6 +21,8 @@ use super::patience::Patience;
 use crate::core::inode::{Run, Serial};
 use crate::core::pages::PAGE_SIZE;
 use crate::mutant::{self, Mutant};
+use crate::primitives::MutexGuard;
+use crate::primitives::atomic::Ordering;
 
 /// What to do about pages that cannot be sent at once: the gate is closed, or their last write is not answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
