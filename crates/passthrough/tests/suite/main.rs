@@ -17,3 +17,5 @@ mod reading;
 mod rights;
 mod scope;
 mod syncing;
+#[cfg(mutants)]
+mod trials;
