@@ -150,7 +150,7 @@ const STEPS: [Step; 16] = [
     },
     Step {
         name: "simulation",
-        purpose: "client and server over a simulated host, 20,000 seeds",
+        purpose: "client and server over a simulated host, 20,000 seeds, and the cases of a sync",
         arguments: &SIMULATION,
         needs: Needs::Toolchain,
         cfgs: &["shuttle"],

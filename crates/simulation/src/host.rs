@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ashore_barrier::model::thread::yield_now;
+use ashore_barrier::model::thread::{sleep, yield_now};
 use ashore_server::{
     Attributes, Caller, Created, Entry, FileSystem, Opened, Read, Result, SetAttributes, Write,
 };
@@ -93,6 +93,10 @@ pub struct Host {
     errors: [u64; FILE_SYSTEMS],
     told: [u64; FILE_SYSTEMS],
     handles: BTreeMap<u64, (u64, u64)>,
+    /// Syncs of each file system.
+    pub syncs: [u64; FILE_SYSTEMS],
+    /// WRITEs of these versions are not done as long as they are in here.
+    pub frozen: BTreeSet<u64>,
     /// A clock of the oracle: it moves with each event.
     pub events: u64,
     /// What syncs that succeeded vouch for.
@@ -119,6 +123,8 @@ impl Host {
             errors: [0; FILE_SYSTEMS],
             told: [0; FILE_SYSTEMS],
             handles: BTreeMap::new(),
+            syncs: [0; FILE_SYSTEMS],
+            frozen: BTreeSet::new(),
             events: 0,
             vouched: BTreeMap::new(),
             crash_points: 0,
@@ -134,6 +140,11 @@ impl Host {
 
     pub fn volatile(&self, cell: &Cell) -> u64 {
         self.volatile.get(cell).copied().unwrap_or(0)
+    }
+
+    /// What would be found after a crash at this moment.
+    pub fn all_durable(&self) -> BTreeMap<Cell, u64> {
+        self.durable.clone()
     }
 
     pub fn durable(&self, cell: &Cell) -> u64 {
@@ -282,6 +293,7 @@ impl SimFs {
             self.host(|host| host.hit(Fault::SyncUnsupported));
             return Err(Errno::ENOSYS);
         }
+        self.host(|host| which.iter().for_each(|one| host.syncs[*one] += 1));
         self.harden_all(|host, cell| which.contains(&host.file_system(cell)));
         yield_now();
         self.host(|host| {
@@ -397,6 +409,10 @@ impl FileSystem for SimFs {
         let mut data = vec![0; write.size];
         payload.copy_to(&mut data);
         yield_now();
+        let version = data.get(..8).map_or(0, |word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+        while self.host(|host| host.frozen.contains(&version)) {
+            sleep(Duration::from_secs(1));
+        }
         self.host(|host| {
             let version = |chunk: &[u8]| {
                 chunk.get(..8).map_or(0, |word| u64::from_ne_bytes(word.try_into().expect("8 bytes")))
@@ -445,6 +461,9 @@ impl FileSystem for SimFs {
     }
 
     fn syncfs(&self, node: NodeId) -> Result<()> {
+        if !self.host(|host| host.nodes.contains_key(&node.0)) {
+            return Err(Errno::ESTALE);
+        }
         self.sync_file_systems(if node.0 == SUBMOUNT { &[1] } else { &[0, 2] })
     }
 

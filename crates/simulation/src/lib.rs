@@ -13,5 +13,6 @@
 
 pub mod host;
 pub mod link;
+pub mod raw;
 pub mod run;
 pub mod schedule;

@@ -46,23 +46,51 @@ impl Figures {
     }
 }
 
-/// Runs each of these seeds. The first that fails panics with one line that says how to run it again.
+/// Runs the random workload of each of these seeds.
 pub fn run(seeds: Range<u64>) -> Figures {
     let figures = Arc::new(Mutex::new(Figures::default()));
+    let sum = Arc::clone(&figures);
+    each(seeds, "every_sync_that_succeeds_is_true", move |seed| one(seed, &sum));
+    figures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Runs `execution` under the schedule of each of these seeds. The first that fails panics with one line that says how to
+/// run it again: the seed, and the test's name.
+pub fn each(seeds: Range<u64>, test: &str, execution: impl Fn(u64) + Send + Sync + 'static) {
     let mut config = Config::new();
     config.stack_size = STACK;
     config.failure_persistence = FailurePersistence::None;
     config.max_steps = MaxSteps::FailAfter(MOST_STEPS);
     config.silence_warnings = true;
-    let sum = Arc::clone(&figures);
     let runner = Runner::new(Seeds::new(seeds), config);
-    let outcome = catch_unwind(AssertUnwindSafe(|| runner.run(move || one(schedule::seed(), &sum))));
-    if let Err(panic) = outcome {
+    let execution = move || {
+        let over = Arc::new(AtomicBool::new(false));
+        let clock = clock(Arc::clone(&over));
+        execution(schedule::seed());
+        over.store(true, Ordering::Relaxed);
+        clock.join().unwrap();
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runner.run(execution))) {
         let seed = schedule::seed();
-        eprintln!("seed {seed} failed; again: ASHORE_SEED={seed} cargo xtask test simulation");
+        eprintln!("{test}: seed {seed} failed; again: ASHORE_SEED={seed} cargo xtask test simulation");
         resume_unwind(panic);
     }
-    figures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The thread that lets time pass, the first of an execution.
+fn clock(over: Arc<AtomicBool>) -> thread::JoinHandle<()> {
+    let ticks = move || {
+        while !over.load(Ordering::Relaxed) {
+            let alone = schedule::alone();
+            let passed = alone && time::pass();
+            thread::yield_now();
+            assert!(
+                passed || !alone || !schedule::alone() || over.load(Ordering::Relaxed),
+                "L2: everybody waits for ever"
+            );
+        }
+    };
+    thread::Builder::new().name("clock".into()).spawn(ticks).unwrap()
 }
 
 #[derive(Default)]
@@ -171,21 +199,6 @@ fn one(seed: u64, figures: &Mutex<Figures>) {
         write_through: dice.once_in(12),
     };
     let host = SimFs::new(seed, temper);
-    let over = Arc::new(AtomicBool::new(false));
-    let clock = {
-        let over = Arc::clone(&over);
-        thread::Builder::new().name("clock".into()).spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                let alone = schedule::alone();
-                let passed = alone && time::pass();
-                thread::yield_now();
-                assert!(
-                    passed || !alone || !schedule::alone() || over.load(Ordering::Relaxed),
-                    "L2: everybody waits for ever"
-                );
-            }
-        })
-    };
     let limits = Limits { early_sync_grace: Duration::ZERO, max_write: 64 << 10, ..Limits::default() };
     let session = Session::new(host.clone(), limits);
     let link = SimLink::new(Arc::clone(&session), 1 + dice.below(3) as usize);
@@ -213,9 +226,6 @@ fn one(seed: u64, figures: &Mutex<Figures>) {
     workers.into_iter().for_each(|worker| worker.join().unwrap());
     _ = client.unmount();
     _ = session.end();
-    drop(session);
-    over.store(true, Ordering::Relaxed);
-    clock.unwrap().join().unwrap();
     let mut sum = figures.lock().unwrap_or_else(PoisonError::into_inner);
     let (syncs, errors_told) = world.oracle(|oracle| (oracle.syncs, oracle.errors_told));
     world.host.host(|host| {

@@ -2,6 +2,12 @@
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod cases;
+#[cfg(mutants)]
+#[path = "../../../passthrough/tests/suite/trials.rs"]
+#[allow(dead_code, reason = "only one of its tests is wanted here")]
+mod trials;
+
 use std::thread;
 use std::time::Instant;
 
@@ -34,34 +40,25 @@ fn every_sync_that_succeeds_is_true() {
     }
 }
 
-/// The deliberate bugs that it tells from none, and what each breaks.
+/// The number as the project's list of mutants has it, the bug, the test.
 #[cfg(mutants)]
-const CAUGHT: [(&str, &str); 6] = [
-    ("NothingAwaited", "D1"),
-    ("NothingFlushed", "D1"),
-    ("WriteErrorForgotten", "D2"),
-    ("AnsweredBeforeSynced", "D1"),
-    ("UnsupportedIsSuccess", "D3"),
-    ("ErrorSwallowed", "D2"),
+const TRIALS: &[trials::Trial] = &[
+    ("7", "NothingAwaited", "every_sync_that_succeeds_is_true"),
+    ("8", "AnsweredBeforeSynced", "every_sync_that_succeeds_is_true"),
+    ("9", "RunningRoundJoined", "cases::s12_of_many_syncs_at_once_each_covers_what_came_before_it"),
+    ("12", "UnsupportedIsSuccess", "every_sync_that_succeeds_is_true"),
+    ("13", "ErrorSwallowed", "every_sync_that_succeeds_is_true"),
+    ("17", "LaterAwaited", "cases::a_sync_ends_although_a_write_that_came_later_does_not"),
+    ("21", "NothingFlushed", "every_sync_that_succeeds_is_true"),
+    ("23", "WriteErrorForgotten", "every_sync_that_succeeds_is_true"),
+    ("25", "CarriedNotCounted", "cases::s03_and_s10_a_sync_covers_all_that_was_made_available_before_it"),
+    ("26", "BacklogIgnored", "cases::s03_and_s10_a_sync_covers_all_that_was_made_available_before_it"),
+    ("26", "OtherQueuesIgnored", "cases::s03_and_s10_a_sync_covers_all_that_was_made_available_before_it"),
+    ("-", "LeavesUnsynced", "cases::s08_destroy_is_a_sync"),
 ];
 
-/// A bug is chosen for a whole process, so each gets one.
 #[cfg(mutants)]
 #[test]
-fn every_mutant_is_caught() {
-    let mut survived = Vec::new();
-    for (mutant, clause) in CAUGHT {
-        let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--nocapture", "every_sync_that_succeeds_is_true"])
-            .env("ASHORE_MUTANT", mutant)
-            .output()
-            .unwrap();
-        let told = String::from_utf8_lossy(&run.stderr);
-        let by = told.lines().find(|line| line.contains("D1") || line.contains("D3"));
-        println!("{mutant:24} {clause:4} {}", by.unwrap_or("SURVIVED"));
-        if run.status.success() || by.is_none() {
-            survived.push(mutant);
-        }
-    }
-    assert!(survived.is_empty(), "not caught: {survived:?}");
+fn every_mutant_is_caught_by_the_test_that_must() {
+    trials::each_is_caught(TRIALS);
 }
