@@ -2,16 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
 
+mod running;
+
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use running::Running;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 const ASHORE: &str = env!("CARGO_BIN_EXE_ashore");
@@ -80,54 +82,6 @@ impl Drop for Place {
         while self.entry().is_some() {
             let _ = unmount(self.point.path(), UnmountFlags::DETACH);
         }
-    }
-}
-
-struct Running {
-    child: Child,
-    ready: String,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Running {
-        let mut child = command.spawn().unwrap();
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        let running = Running { child, ready };
-        if running.ready.is_empty() {
-            let (code, said) = running.ended();
-            panic!("not mounted, exit code {code:?}: {said}");
-        }
-        running
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Waits for its end; the exit code, and what it said.
-    fn ended(mut self) -> (Option<i32>, String) {
-        let begin = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            if begin.elapsed() > PATIENCE {
-                self.child.kill().unwrap();
-                panic!("still there after {PATIENCE:?}");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status.code(), said)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -2,15 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod running;
+
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use running::Running;
+use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -41,46 +44,6 @@ fn fails_with(output: &Output, words: &[&str]) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
-struct Running {
-    child: Child,
-    ready: String,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Running {
-        let mut child = command.spawn().unwrap();
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        Running { child, ready }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Exit code and what was logged.
-    fn wait(mut self) -> (Option<i32>, String) {
-        let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(begun.elapsed() < PATIENCE, "the server does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        (status.code(), log)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn one_line_says_that_it_is_ready_and_how_qemu_gets_there() {
     let share = tempfile::tempdir().unwrap();
@@ -105,7 +68,7 @@ fn sigterm_and_sigint_end_it_after_a_last_sync() {
         let socket = share.path().join("socket");
         let server = Running::start(serve(share.path(), &socket, &[]));
         server.signal(signal);
-        let (code, log) = server.wait();
+        let (code, log) = server.ended();
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("all that was changed is stable"), "{log}");
         assert!(!socket.exists(), "the socket is removed");
@@ -140,7 +103,7 @@ fn sigterm_with_a_stuck_disk_says_in_time_that_the_last_sync_did_not_end() {
     std::thread::sleep(Duration::from_millis(2500));
     run("fsfreeze", &["--unfreeze", share]);
     let _ = client.wait();
-    let (code, log) = server.wait();
+    let (code, log) = server.ended();
     run("umount", &[share]);
     assert!(still_running, "the client waits for the disk");
     assert!(log.contains("the last sync did not end within 1s"), "{log}");
@@ -246,7 +209,7 @@ fn an_option_that_is_not_needed_is_taken_with_a_hint() {
     let socket = share.path().join("socket");
     let server = Running::start(serve(share.path(), &socket, &["--thread-pool-size", "8"]));
     server.signal(Signal::TERM);
-    let (code, log) = server.wait();
+    let (code, log) = server.ended();
     assert_eq!(code, Some(0));
     assert!(log.contains("--num-request-queues"), "{log}");
 }
@@ -261,7 +224,7 @@ fn a_share_that_cannot_be_stable_is_warned_of_or_refused() {
     let socket = place.path().join("socket");
     let server = Running::start(serve(share.path(), &socket, &[]));
     server.signal(Signal::TERM);
-    let (code, log) = server.wait();
+    let (code, log) = server.ended();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("WARN") && log.contains("keeps files in memory"), "{log}");
     let output = serve(share.path(), &socket, &["--require-durable"]).output().unwrap();
@@ -291,7 +254,7 @@ fn metrics_are_told_on_a_socket_to_http_and_to_top_and_go_with_the_server() {
     assert!(top.status.success() && table.contains("unsynced 0 B"), "{table}");
 
     server.signal(Signal::TERM);
-    assert_eq!(server.wait().0, Some(0));
+    assert_eq!(server.ended().0, Some(0));
     assert!(!metrics.exists(), "a socket of a server that is gone");
     let top = ashore(&["top", metrics.to_str().unwrap()]).output().unwrap();
     fails_with(&top, &["cannot be read", "--metrics"]);
@@ -306,7 +269,7 @@ fn metrics_in_a_file_are_there_when_the_server_is_ready() {
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(text.contains("# TYPE ashore_requests_total counter"), "{text}");
     server.signal(Signal::TERM);
-    assert_eq!(server.wait().0, Some(0));
+    assert_eq!(server.ended().0, Some(0));
 
     let nowhere =
         serve(share.path(), &run.path().join("socket"), &["--metrics", "/nowhere/at/all"]).output().unwrap();
