@@ -39,64 +39,6 @@ impl<F> Delayed<F> {
 }
 
 impl<F: FileSystem> FileSystem for Delayed<F> {
-    fn features(&self) -> InitFlags {
-        self.inner.features()
-    }
-
-    fn init(&self, agreement: &Agreement) {
-        self.inner.init(agreement);
-    }
-
-    fn destroy(&self) {
-        self.inner.destroy();
-    }
-
-    fn lookup(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<Entry> {
-        self.inner.lookup(caller, parent, name)
-    }
-
-    fn forget(&self, node: NodeId, lookups: u64) {
-        self.inner.forget(node, lookups);
-    }
-
-    fn getattr(&self, caller: &Caller<'_>, node: NodeId, handle: Option<FileHandle>) -> Result<Attributes> {
-        self.inner.getattr(caller, node, handle)
-    }
-
-    fn mkdir(
-        &self,
-        caller: &Caller<'_>,
-        parent: NodeId,
-        name: Name<'_>,
-        mode: u32,
-        umask: u32,
-    ) -> Result<Entry> {
-        self.inner.mkdir(caller, parent, name, mode, umask)
-    }
-
-    fn open(
-        &self,
-        caller: &Caller<'_>,
-        node: NodeId,
-        flags: u32,
-        open_flags: OpenRequestFlags,
-    ) -> Result<Opened> {
-        self.inner.open(caller, node, flags, open_flags)
-    }
-
-    fn create(
-        &self,
-        caller: &Caller<'_>,
-        parent: NodeId,
-        name: Name<'_>,
-        flags: u32,
-        mode: u32,
-        umask: u32,
-        open_flags: OpenRequestFlags,
-    ) -> Result<Created> {
-        self.inner.create(caller, parent, name, flags, mode, umask, open_flags)
-    }
-
     fn write(
         &self,
         caller: &Caller<'_>,
@@ -108,23 +50,29 @@ impl<F: FileSystem> FileSystem for Delayed<F> {
         self.inner.write(caller, node, write, payload)
     }
 
-    fn release(&self, node: NodeId, handle: FileHandle, flock_owner: Option<LockOwner>) -> Result<()> {
-        self.inner.release(node, handle, flock_owner)
-    }
-
-    fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()> {
-        self.inner.fsync(node, handle, data_only)
-    }
-
-    fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()> {
-        self.inner.fsyncdir(node, handle, data_only)
-    }
-
-    fn syncfs(&self, node: NodeId) -> Result<()> {
-        self.inner.syncfs(node)
-    }
-
-    fn last_call(&self) -> Result<()> {
-        self.inner.last_call()
+    crate::delegate! {
+        fn features(&self) -> InitFlags;
+        fn init(&self, agreement: &Agreement);
+        fn destroy(&self);
+        fn lookup(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>) -> Result<Entry>;
+        fn forget(&self, node: NodeId, lookups: u64);
+        fn getattr(
+            &self, caller: &Caller<'_>, node: NodeId, handle: Option<FileHandle>
+        ) -> Result<Attributes>;
+        fn mkdir(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, umask: u32
+        ) -> Result<Entry>;
+        fn open(
+            &self, caller: &Caller<'_>, node: NodeId, flags: u32, open_flags: OpenRequestFlags
+        ) -> Result<Opened>;
+        fn create(
+            &self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, flags: u32, mode: u32,
+            umask: u32, open_flags: OpenRequestFlags
+        ) -> Result<Created>;
+        fn release(&self, node: NodeId, handle: FileHandle, flock_owner: Option<LockOwner>) -> Result<()>;
+        fn fsync(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()>;
+        fn fsyncdir(&self, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()>;
+        fn syncfs(&self, node: NodeId) -> Result<()>;
+        fn last_call(&self) -> Result<()>;
     }
 }

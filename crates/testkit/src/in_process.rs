@@ -79,9 +79,8 @@ fn socket(folder: &Path) -> PathBuf {
 impl<F: FileSystem> Drop for InProcess<F> {
     fn drop(&mut self) {
         self.stop.stop();
-        if let Some(serving) = self.serving.take() {
-            _ = serving.join();
-        }
+        let ended = self.serving.take().map(JoinHandle::join);
+        assert!(ended.is_none_or(|ended| ended.is_ok()) || thread::panicking(), "the server panicked");
         _ = self.session.end();
     }
 }

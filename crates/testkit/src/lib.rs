@@ -18,3 +18,14 @@ pub mod power_cut;
 pub mod scripted;
 pub mod share;
 pub mod slow;
+
+/// In an `impl FileSystem` of something that wraps another, its field `inner`: methods that are passed on as they are.
+#[macro_export]
+macro_rules! delegate {
+    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
+        $(#[allow(clippy::too_many_arguments, reason = "the trait's")]
+        fn $name(&self $(, $argument: $type)*) $(-> $result)? {
+            self.inner.$name($($argument),*)
+        })*
+    };
+}

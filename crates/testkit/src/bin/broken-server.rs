@@ -195,15 +195,6 @@ impl Broken {
     }
 }
 
-macro_rules! delegate {
-    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
-        $(#[allow(clippy::too_many_arguments, reason = "the trait's")]
-        fn $name(&self $(, $argument: $type)*) $(-> $result)? {
-            self.inner.$name($($argument),*)
-        })*
-    };
-}
-
 impl FileSystem for Broken {
     fn syncfs(&self, node: NodeId) -> Result<()> {
         self.shared.is_syncing.store(true, Ordering::SeqCst);
@@ -261,7 +252,7 @@ impl FileSystem for Broken {
         self.inner.open(caller, node, flags, open_flags)
     }
 
-    delegate! {
+    ashore_testkit::delegate! {
         fn features(&self) -> InitFlags;
         fn init(&self, agreement: &Agreement);
         fn destroy(&self);
