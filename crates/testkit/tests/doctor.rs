@@ -66,6 +66,9 @@ fn finds_as_root(command: &str, broken: &[&str]) {
     let invented: Vec<_> = found.iter().filter(|id| !broken.contains(id)).collect();
     let missed: Vec<_> = broken.iter().filter(|id| !found.contains(id) && !BY_TIME.contains(id)).collect();
     assert!(invented.is_empty() && missed.is_empty(), "invented {invented:?}, missed {missed:?}: {report}");
+    let holds_up = ["stall", "crowd"];
+    let expected = holds_up.iter().any(|id| broken.contains(id));
+    assert_eq!(expected, holds_up.iter().any(|id| found.contains(id)), "who waits for syncs: {report}");
     let unknown: Vec<_> =
         ids(&report, Verdict::Unknown).into_iter().filter(|id| !BY_TIME.contains(id)).collect();
     assert!(unknown.is_empty(), "not told: {unknown:?}: {report}");
