@@ -4,6 +4,7 @@
 
 mod bench;
 mod doctor;
+mod isolation;
 mod logging;
 mod metrics;
 mod mount;
@@ -31,7 +32,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Share a host directory with a virtual machine, over vhost-user
-    Serve(serve::ServeArguments),
+    Serve(Box<serve::ServeArguments>),
     /// Mount a host directory, or the share of a running server, on this machine
     Mount(mount::MountArguments),
     /// List a directory of a share
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     let other_name = mount::helper(env::args_os()).or_else(|| virtiofsd::under_its_name(env::args_os()));
     let arguments = other_name.map_or_else(Arguments::parse, Arguments::parse_from);
     let outcome = match arguments.command {
-        Command::Serve(arguments) => serve::serve(arguments),
+        Command::Serve(arguments) => serve::serve(*arguments),
         Command::Mount(arguments) => mount::mount(arguments),
         Command::Ls(arguments) => tools::list(arguments),
         Command::Cat(arguments) => tools::cat(arguments),

@@ -3,9 +3,11 @@
 //! On a socket every connection gets the numbers of now, as the answer to an HTTP request or, if it says nothing, bare. In a
 //! file they are replaced every few seconds, whole, as node_exporter's textfile collector wants them.
 
+use std::ffi::OsString;
 use std::fmt::{self, Write as _};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,9 +15,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ashore_passthrough::{HostReport, Passthrough};
 use ashore_server::{Metrics, OperationCounts, Session, TIME_BUCKETS};
+use rustix::fs::{Mode, OFlags};
 
 /// How often a file is replaced.
 const FILE_INTERVAL: Duration = Duration::from_secs(5);
@@ -54,34 +57,86 @@ pub(crate) struct Sources {
     pub(crate) session: Arc<Session<Passthrough>>,
 }
 
-/// Tells from now on, on a thread of its own, until what is returned is dropped.
-pub(crate) fn tell(target: &Target, sources: Sources) -> anyhow::Result<Telling> {
-    let path = match target {
-        Target::Socket(path) => {
-            let listener = listen(path)
-                .with_context(|| format!("--metrics: {} cannot be listened on", path.display()))?;
-            start(move || answer_all(&listener, &sources))?;
-            path
-        }
-        Target::File(path) => {
-            replace(path, &text(&sources))
-                .with_context(|| format!("--metrics: {} cannot be written", path.display()))?;
-            let file = path.clone();
-            start(move || rewrite_for_ever(&file, &sources))?;
-            path
-        }
-    };
-    Ok(Telling { path: path.clone() })
-}
-
-/// Takes the socket or file away at the end, so that nobody reads numbers of a server that is gone.
-pub(crate) struct Telling {
+/// Where the numbers will go: the socket is there, or the directory of the file. Takes socket or file away when it is dropped, so
+/// that nobody reads numbers of a server that is gone.
+pub(crate) struct Entrance {
+    listener: Option<UnixListener>,
     path: PathBuf,
+    leave: bool,
 }
 
-impl Drop for Telling {
+impl Entrance {
+    pub(crate) fn new(target: &Target) -> anyhow::Result<Entrance> {
+        let (path, listener) = match target {
+            Target::Socket(path) => {
+                let listener = listen(path);
+                let listener = listener
+                    .with_context(|| format!("--metrics: {} cannot be listened on", path.display()))?;
+                (path, Some(listener))
+            }
+            Target::File(path) => (path, None),
+        };
+        Ok(Entrance { listener, path: path.clone(), leave: false })
+    }
+
+    /// Socket or file stay when this is dropped: another process takes them away.
+    pub(crate) fn leave_file(&mut self) {
+        self.leave = true;
+    }
+
+    /// `open_directory` opens one that can be used when the process sees its share alone.
+    pub(crate) fn open(
+        mut self,
+        open_directory: impl FnOnce(&Path) -> io::Result<OwnedFd>,
+    ) -> anyhow::Result<Telling> {
+        let sink = match self.listener.take() {
+            Some(listener) => Sink::Socket(listener),
+            None => {
+                let failed = || format!("--metrics: {} cannot be written", self.path.display());
+                let path = std::path::absolute(&self.path).with_context(failed)?;
+                let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+                    bail!("{}: it has no name", failed())
+                };
+                let directory = open_directory(directory).with_context(failed)?;
+                Sink::File(Arc::new(Replaced { directory, name: name.to_owned() }))
+            }
+        };
+        Ok(Telling { sink, entrance: self })
+    }
+}
+
+impl Drop for Entrance {
     fn drop(&mut self) {
-        _ = fs::remove_file(&self.path);
+        if !self.leave {
+            _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Ready to tell.
+pub(crate) struct Telling {
+    sink: Sink,
+    entrance: Entrance,
+}
+
+enum Sink {
+    Socket(UnixListener),
+    File(Arc<Replaced>),
+}
+
+impl Telling {
+    /// Tells from now on, on a thread of its own, until the process ends or what is returned is dropped.
+    pub(crate) fn start(self, sources: Sources) -> anyhow::Result<Entrance> {
+        match self.sink {
+            Sink::Socket(listener) => start(move || answer_all(&listener, &sources))?,
+            Sink::File(file) => {
+                let path = self.entrance.path.display();
+                file.replace(&text(&sources))
+                    .with_context(|| format!("--metrics: {path} cannot be written"))?;
+                start(move || rewrite_for_ever(&file, &sources))?;
+            }
+        }
+        Ok(self.entrance)
     }
 }
 
@@ -140,22 +195,31 @@ fn read_request(stream: &mut UnixStream) -> Vec<u8> {
     request
 }
 
-fn rewrite_for_ever(path: &Path, sources: &Sources) {
+fn rewrite_for_ever(file: &Replaced, sources: &Sources) {
     loop {
         thread::sleep(FILE_INTERVAL);
-        if let Err(error) = replace(path, &text(sources)) {
-            tracing::warn!("--metrics: {} cannot be written: {error}", path.display());
+        if let Err(error) = file.replace(&text(sources)) {
+            tracing::warn!("--metrics: {} cannot be written: {error}", file.name.display());
         }
     }
 }
 
-/// Whoever reads it meanwhile reads the old numbers or the new ones.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
-    fs::write(&new, text)?;
-    fs::rename(&new, path)
+/// A file that is replaced whole.
+struct Replaced {
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Replaced {
+    /// Whoever reads it meanwhile reads the old numbers or the new ones.
+    fn replace(&self, text: &str) -> io::Result<()> {
+        let mut new = self.name.clone();
+        new.push(".new");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, &new, flags, Mode::from_raw_mode(0o644))?;
+        File::from(file).write_all(text.as_bytes())?;
+        Ok(rustix::fs::renameat(&self.directory, &new, &self.directory, &self.name)?)
+    }
 }
 
 fn text(sources: &Sources) -> String {
@@ -175,7 +239,7 @@ fn text(sources: &Sources) -> String {
         "Files and directories that the client has open",
         share.open_handles() as u64,
     );
-    page.single("ashore_open_descriptors", "gauge", "Descriptors of this process", open_descriptors());
+    page.single("ashore_open_descriptors", "gauge", "Descriptors of this process", share.open_descriptors());
     page.single(
         "ashore_guest_sends_syncfs_early",
         "gauge",
@@ -184,10 +248,6 @@ fn text(sources: &Sources) -> String {
     );
     page.hosts(&share.host_file_systems());
     page.text
-}
-
-fn open_descriptors() -> u64 {
-    fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
 }
 
 #[derive(Default)]
@@ -299,10 +359,11 @@ mod tests {
     #[test]
     fn a_file_is_replaced_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ashore.prom");
-        replace(&path, "old\n").unwrap();
-        replace(&path, "new\n").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
+        let directory = File::open(folder.path()).unwrap().into();
+        let file = Replaced { directory, name: "ashore.prom".into() };
+        file.replace("old\n").unwrap();
+        file.replace("new\n").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("ashore.prom")).unwrap(), "new\n");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

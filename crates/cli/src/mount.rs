@@ -18,7 +18,7 @@ use ashore_server::{Limits, Session, Worker};
 use clap::Args;
 
 use crate::logging::{self, LogLevel};
-use crate::{serve, signals};
+use crate::{isolation, serve, signals};
 
 pub(crate) use options::helper;
 
@@ -118,6 +118,7 @@ pub(crate) fn mount(mut arguments: MountArguments) -> anyhow::Result<ExitCode> {
     logging::start(arguments.log_level);
     options::leave_terminal();
     serve::prepare_process();
+    isolation::limit_open_files(0);
     if arguments.socket || is_socket(&arguments.source) {
         return share::mount(&arguments);
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use ashore_isolation::{Inside, Side};
 use ashore_passthrough::{
     CachePolicy, Durability, IdMap, IdRule, InodeFileHandles, LockScope, Negotiation, Options, Passthrough,
     SyncScope, XattrMap,
@@ -17,8 +18,8 @@ use ashore_passthrough::{
 use ashore_server::{Limits, Metrics, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Ended, Listener, Tag};
 use clap::{ArgAction, Args, ValueEnum};
-use rustix::process::{Resource, Rlimit};
 
+use crate::isolation::{self, IsolationArguments};
 use crate::logging::{self, LogLevel};
 use crate::metrics;
 use crate::signals;
@@ -232,6 +233,9 @@ pub(crate) struct ServeArguments {
     pub(crate) log_level: LogLevel,
 
     #[command(flatten)]
+    pub(crate) isolation: IsolationArguments,
+
+    #[command(flatten)]
     pub(crate) virtiofsd: VirtiofsdArguments,
 }
 
@@ -265,6 +269,14 @@ enum Flush {
     Fsync,
 }
 
+/// What a server opens while it sees its host, and whoever stays outside takes away in the end.
+struct Entrance {
+    listener: Listener,
+    metrics: Option<metrics::Entrance>,
+    /// Keeps others from the socket's path.
+    _claim: Option<File>,
+}
+
 /// Serves until the VMM has gone or a signal comes; then syncs, and says by its exit code how that went.
 pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     if arguments.virtiofsd.print_capabilities {
@@ -275,21 +287,42 @@ pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     logging::start_for_server(arguments.log_level, arguments.virtiofsd.syslog);
     arguments.hint();
     prepare_process();
+    isolation::limit_open_files(arguments.isolation.rlimit_nofile);
     let id_maps = arguments.id_maps()?;
     if arguments.print_id_map {
         print!("users\n{}groups\n{}", id_maps[0], id_maps[1]);
         return Ok(ExitCode::SUCCESS);
     }
-    arguments.virtiofsd.check_isolation()?;
     let shared_dir = arguments.shared_dir()?;
+    let entrance = arguments.open_entrance()?;
+    match arguments.isolation.isolation().enter(shared_dir)? {
+        Side::Outside(keeper) => isolation::wait_for_server(keeper),
+        Side::Inside(inside) => serve_inside(&arguments, id_maps, entrance, inside),
+    }
+}
+
+fn serve_inside(
+    arguments: &ServeArguments,
+    id_maps: [IdMap; 2],
+    entrance: Entrance,
+    mut inside: Inside,
+) -> anyhow::Result<ExitCode> {
+    let shared_dir = arguments.shared_dir()?;
+    let Entrance { mut listener, metrics: mut told, _claim } = entrance;
+    if inside.has_keeper() {
+        listener.leave_file();
+        told.iter_mut().for_each(metrics::Entrance::leave_file);
+    }
+    let telling = told.map(|told| told.open(|directory| inside.keep_directory(directory))).transpose()?;
     let filesystem = Passthrough::new(arguments.passthrough_options(shared_dir, id_maps))?;
+    let confined = inside.close(filesystem.holds_by_handle())?;
+    filesystem.enter_descriptors().context("/proc/self/fd cannot be entered")?;
     let limits = Limits {
         early_sync_grace: Duration::from_millis(arguments.early_sync_grace),
         refuse_early_syncs: arguments.require_durable,
         ..Default::default()
     };
     let session = Session::new(filesystem, limits);
-    let (listener, _claim) = arguments.listen()?;
     let observed = arguments.metrics();
     let (queue_session, queue_metrics) = (Arc::clone(&session), observed.clone());
     let device = Device::new(arguments.device_options()?, move |number, queue| {
@@ -301,15 +334,16 @@ pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     })?;
     let reset_session = Arc::clone(&session);
     let device = device.on_reset(move || reset_session.reset(RESET_PATIENCE));
-    let _telling = match (&arguments.metrics, observed) {
-        (Some(target), Some(metrics)) => {
-            Some(metrics::tell(target, metrics::Sources { metrics, session: Arc::clone(&session) })?)
+    let _telling = match (telling, observed) {
+        (Some(telling), Some(metrics)) => {
+            Some(telling.start(metrics::Sources { metrics, session: Arc::clone(&session) })?)
         }
         _ => None,
     };
     let stop = device.stop_handle();
     signals::on_end(Duration::from_secs(arguments.last_call_timeout), move || stop.stop())
         .context("signals cannot be received")?;
+    confined.finish()?;
     println!("{}", arguments.ready_line(shared_dir));
 
     loop {
@@ -413,16 +447,18 @@ impl ServeArguments {
         Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us })
     }
 
-    /// A socket, and what keeps others from its path as long as it lives.
-    fn listen(&self) -> anyhow::Result<(Listener, Option<File>)> {
+    fn open_entrance(&self) -> anyhow::Result<Entrance> {
+        let metrics = || self.metrics.as_ref().map(metrics::Entrance::new).transpose();
         match (&self.socket_path, self.fd) {
             (Some(path), _) => {
                 let listener = Listener::bind(path)?;
                 let claim = virtiofsd::claim(path)?;
                 self.virtiofsd.open_to_group(path)?;
-                Ok((listener, Some(claim)))
+                Ok(Entrance { listener, metrics: metrics()?, _claim: Some(claim) })
             }
-            (None, Some(fd)) => Ok((Listener::inherit(fd)?, None)),
+            (None, Some(fd)) => {
+                Ok(Entrance { listener: Listener::inherit(fd)?, metrics: metrics()?, _claim: None })
+            }
             (None, None) => unreachable!("clap requires one of them"),
         }
     }
@@ -457,11 +493,6 @@ pub(crate) fn prepare_process() {
         && let Err(error) = rustix::thread::set_thread_groups(&[])
     {
         tracing::warn!("the server's supplementary groups could not be dropped: {error}");
-    }
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `ashore serve` takes for the sake of programs that start virtiofsd: its older spelling of options, its isolation, the
+//! What `ashore serve` takes for the sake of programs that start virtiofsd: its older spelling of options, the
 //! file with its process number, and its name.
 
 use std::ffi::{OsStr, OsString};
@@ -30,14 +30,6 @@ pub(crate) const CAPABILITIES: &str = r#"{
 /// Options that mean something to virtiofsd alone, or are another spelling.
 #[derive(Args)]
 pub(crate) struct VirtiofsdArguments {
-    /// How the process is isolated from its host. Only none can be had for now: see docs/virtiofsd.md
-    #[arg(long, value_enum, value_name = "HOW")]
-    sandbox: Option<Sandbox>,
-
-    /// What becomes of the process if it makes a system call it never needs. Only none can be had for now
-    #[arg(long, value_enum, value_name = "ACTION")]
-    seccomp: Option<Seccomp>,
-
     /// Print what this program can do, in JSON for VMM managers, and end
     #[arg(long)]
     pub(crate) print_capabilities: bool,
@@ -63,21 +55,6 @@ pub(crate) struct VirtiofsdArguments {
     _foreground: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Sandbox {
-    Namespace,
-    Chroot,
-    None,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Seccomp {
-    None,
-    Kill,
-    Log,
-    Trap,
-}
-
 /// The arguments of `ashore serve` that mean the same, if we were started under virtiofsd's name.
 pub(crate) fn under_its_name(arguments: impl IntoIterator<Item = OsString>) -> Option<Vec<OsString>> {
     let mut arguments = arguments.into_iter();
@@ -93,25 +70,6 @@ pub(crate) fn under_its_name(arguments: impl IntoIterator<Item = OsString>) -> O
 }
 
 impl VirtiofsdArguments {
-    /// An isolation that was asked for and is not there is an error: who asked for it relies on it.
-    pub(crate) fn check_isolation(&self) -> anyhow::Result<()> {
-        if self.sandbox.is_some_and(|sandbox| sandbox != Sandbox::None) {
-            bail!(
-                "--sandbox: this server cannot isolate itself yet; use --sandbox=none, and have what starts it isolate it"
-            );
-        }
-        if self.seccomp.is_some_and(|seccomp| seccomp != Seccomp::None) {
-            bail!("--seccomp: this server cannot filter its system calls yet; use --seccomp=none");
-        }
-        if self.sandbox.is_none() || self.seccomp.is_none() {
-            tracing::warn!(
-                "the server does not isolate itself from its host, as virtiofsd does by default; --sandbox=none \
-                 --seccomp=none says that this is known"
-            );
-        }
-        Ok(())
-    }
-
     /// Lets the members of a group connect.
     pub(crate) fn open_to_group(&self, socket: &Path) -> anyhow::Result<()> {
         let Some(group) = &self.socket_group else { return Ok(()) };
@@ -190,7 +148,8 @@ fn apply_value(arguments: &mut ServeArguments, name: &str, value: &str) -> anyho
         ("cache", _) => arguments.cache = one_of(value)?,
         ("loglevel", "err") => arguments.log_level = LogLevel::Error,
         ("loglevel", _) => arguments.log_level = one_of(value)?,
-        ("sandbox", _) => arguments.virtiofsd.sandbox = Some(one_of(value)?),
+        ("sandbox", _) => arguments.isolation.sandbox = one_of(value)?,
+        ("modcaps", _) => arguments.isolation.modcaps = value.parse()?,
         ("xattrmap", _) => arguments.xattrmap = Some(value.parse()?),
         _ => bail!("there is no such option; see --help for those there are, without -o"),
     }

@@ -76,6 +76,10 @@ fn argument_lists_of_managers_that_pass_a_socket_start_it_and_it_serves() {
         // Kata Containers, older and newer.
         "--fd=0 -o source=SHARE -o cache=auto --syslog -o no_posix_lock -f --thread-pool-size=1",
         "--syslog --cache=auto --shared-dir=SHARE --fd=0 --thread-pool-size=1 --announce-submounts",
+        // Each way of isolation, and what belongs to it.
+        "--fd=0 --shared-dir=SHARE --sandbox=none --seccomp=none",
+        "--fd=0 -o source=SHARE,sandbox=chroot,modcaps=+sys_admin:-mknod --seccomp=trap",
+        "--fd=0 --shared-dir=SHARE --sandbox=namespace --seccomp=kill --modcaps=-mknod --rlimit-nofile=1024",
         // Incus and LXD.
         "--fd=0 --cache=never -o source=SHARE",
     ] {
@@ -105,12 +109,11 @@ fn a_second_server_is_kept_from_the_path_and_the_first_writes_its_number_beside_
 }
 
 #[test]
-fn isolation_that_is_asked_for_and_not_there_is_refused_as_are_unknown_options() {
+fn isolation_that_cannot_be_is_refused_as_are_unknown_options() {
     let place = world();
     for (more, word) in [
-        ("--sandbox namespace", "--sandbox=none"),
-        ("-o sandbox=chroot", "--sandbox=none"),
-        ("--seccomp kill", "--seccomp=none"),
+        ("--sandbox none --uid-map :0:1:1:", "need --sandbox namespace"),
+        ("-o modcaps=mknod", "begins neither with + nor with -"),
         ("-o bogus", "-o bogus"),
         ("-o cache=sometimes", "never, metadata, auto, always"),
     ] {

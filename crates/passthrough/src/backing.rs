@@ -8,6 +8,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use crate::own_process;
 use rustix::fs::{AtFlags, StatFs, StatxFlags, fstatfs, statfs, statx};
 
 /// How far down to look: a loop device on a file on a loop device...
@@ -38,7 +39,7 @@ pub struct Backing {
 impl Backing {
     /// Looks at the file system that `file` is on.
     pub(crate) fn of(file: impl AsFd, device: u64) -> Backing {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = own_process::mounts();
         let mount = Mount::of(&mounts, device).or_else(|| Mount::by_id(&mounts, mount_id(&file)?));
         let numbers = fstatfs(file).ok();
         let weakness = numbers.as_ref().and_then(|numbers| weakness(numbers, mount.as_ref(), 0));
@@ -190,7 +191,7 @@ fn below(path: &Path, depth: u32) -> Option<String> {
     let name = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
     let numbers = statfs(name.as_c_str()).ok()?;
     let stat = rustix::fs::stat(name.as_c_str()).ok()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = own_process::mounts();
     let mount = Mount::of(&mounts, stat.st_dev);
     weakness(&numbers, mount.as_ref(), depth + 1)
 }

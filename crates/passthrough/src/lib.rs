@@ -15,6 +15,7 @@
 //! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
 //! | `dirt.rs` | which inodes a client changed, where a sync is to cover no others |
 //! | `hostfs.rs`, `rounds.rs`, `backing.rs` | the host's file systems: rounds of syncs, errors, and what cannot be stable |
+//! | `own_process.rs` | /proc/self, kept open |
 //! | `host.rs`, `sys.rs` | system calls, the latter with all `unsafe` of this crate |
 //!
 //! # What the process has to see to
@@ -24,7 +25,9 @@
 //! - Its supplementary groups should be none: while a file is made for a caller who sends groups they are replaced,
 //!   otherwise they are left alone.
 //! - /proc must be mounted when the share is opened, and the process that opens the share must be the one that serves
-//!   it: /proc/self/fd is opened once and kept.
+//!   it: /proc/self is opened once and kept.
+//! - It may change its root when the share is open, and need not see /proc any more. On Linux before 6.13 extended attributes
+//!   need [`Passthrough::enter_descriptors`] then, and of what is mounted below the share later less can be told.
 //! - Threads that serve requests must have the ids and capabilities of the thread that opened the share.
 //!
 //! # Mounts below
@@ -52,6 +55,7 @@ mod locks;
 mod mutant;
 mod names;
 mod options;
+mod own_process;
 mod places;
 mod rounds;
 mod sync;
@@ -62,7 +66,7 @@ mod xattrmap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ashore_server::{
@@ -104,6 +108,8 @@ pub struct Passthrough {
     agreed: AtomicU64,
     /// Extended attributes can be reached relative to a directory.
     relative_xattrs: bool,
+    /// The working directory is /proc/self/fd.
+    at_descriptors: AtomicBool,
     /// The host file system of the share has access control lists.
     has_acls: bool,
 }
@@ -148,12 +154,8 @@ impl Passthrough {
         options: Options,
         hosts: Arc<HostFileSystems>,
     ) -> std::result::Result<Passthrough, StartError> {
-        let descriptors = rustix::fs::open(
-            c"/proc/self/fd",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| StartError::NoProc { source: errno.into() })?;
+        let descriptors = own_process::descriptors();
+        let descriptors = descriptors.map_err(|errno| StartError::NoProc { source: errno.into() })?;
         let share = open_share(&options)?;
         let open_error = |errno: HostErrno| StartError::OpenShare {
             path: options.shared_dir.clone(),
@@ -175,6 +177,7 @@ impl Passthrough {
             credentials: Credentials::of_this_thread(),
             agreed: AtomicU64::new(0),
             relative_xattrs: xattr::has_relative_calls(places.descriptors()),
+            at_descriptors: AtomicBool::new(false),
             has_acls: false,
             places,
             options,
@@ -227,6 +230,27 @@ impl Passthrough {
     /// Files and directories the client has open.
     pub fn open_handles(&self) -> usize {
         self.handles.len()
+    }
+
+    /// Descriptors that this process has.
+    pub fn open_descriptors(&self) -> u64 {
+        own_process::open_descriptors()
+    }
+
+    /// Inodes are opened by file handles, which needs CAP_DAC_READ_SEARCH as long as the share is served.
+    pub fn holds_by_handle(&self) -> bool {
+        self.places.at(self.root.place).has_handles
+    }
+
+    /// Makes /proc/self/fd the working directory of the process, if extended attributes are to be had by such names alone
+    /// (Linux before 6.13): the process may lose sight of /proc then.
+    pub fn enter_descriptors(&self) -> std::io::Result<()> {
+        if self.relative_xattrs {
+            return Ok(());
+        }
+        rustix::process::fchdir(self.places.descriptors())?;
+        self.at_descriptors.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Owners in the client that hold locks the host sees.

@@ -2,11 +2,12 @@
 //!
 //! They are reached by the path of a descriptor, so that nothing has to be opened for them: a link, a pipe or a
 //! device has them too and must not be opened. Linux 6.13 takes such a path relative to /proc/self/fd; older kernels
-//! are given it from the root.
+//! are given it from the root, or from there as the working directory.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 
 use ashore_server::{Caller, Result};
 use ashore_wire::flags::InitFlags;
@@ -102,7 +103,7 @@ pub(crate) fn removexattr(fs: &Passthrough, node: NodeId, name: &CStr) -> Result
     if fs.relative_xattrs {
         sys::removexattr_at(fs.places.descriptors(), path.as_c_str(), &name).told()?;
     } else {
-        rustix::fs::removexattr(absolute(&path).as_c_str(), &*name).told()?;
+        rustix::fs::removexattr(by_path(fs, &path).as_c_str(), &*name).told()?;
     }
     change.settle(fs)
 }
@@ -157,7 +158,7 @@ fn set(fs: &Passthrough, file: BorrowedFd<'_>, name: &CStr, value: &[u8], flags:
         return sys::setxattr_at(fs.places.descriptors(), path.as_c_str(), name, value, flags).told();
     }
     let flags = XattrFlags::from_bits_retain(flags);
-    rustix::fs::setxattr(absolute(&path).as_c_str(), name, value, flags).told()
+    rustix::fs::setxattr(by_path(fs, &path).as_c_str(), name, value, flags).told()
 }
 
 fn get(fs: &Passthrough, file: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> rustix::io::Result<usize> {
@@ -165,7 +166,7 @@ fn get(fs: &Passthrough, file: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -
     if fs.relative_xattrs {
         return sys::getxattr_at(fs.places.descriptors(), path.as_c_str(), name, buffer);
     }
-    rustix::fs::getxattr(absolute(&path).as_c_str(), name, buffer)
+    rustix::fs::getxattr(by_path(fs, &path).as_c_str(), name, buffer)
 }
 
 fn list(fs: &Passthrough, file: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<usize> {
@@ -173,11 +174,13 @@ fn list(fs: &Passthrough, file: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io
     if fs.relative_xattrs {
         return sys::listxattr_at(fs.places.descriptors(), path.as_c_str(), buffer);
     }
-    rustix::fs::listxattr(absolute(&path).as_c_str(), buffer)
+    rustix::fs::listxattr(by_path(fs, &path).as_c_str(), buffer)
 }
 
-fn absolute(path: &DescriptorPath) -> CString {
-    let mut text = b"/proc/self/fd/".to_vec();
+/// A name of an open file that needs no directory beside it.
+fn by_path(fs: &Passthrough, path: &DescriptorPath) -> CString {
+    let here = fs.at_descriptors.load(Ordering::Relaxed);
+    let mut text = if here { Vec::new() } else { b"/proc/self/fd/".to_vec() };
     text.extend_from_slice(path.as_c_str().to_bytes());
     CString::new(text).expect("digits have no NUL")
 }

@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vhost-user", &["wire"]),
     ("dev-fuse", &["wire"]),
     ("guest", &[]),
+    ("isolation", &[]),
     ("bench", &["vhost-user", "wire"]),
     ("doctor", &["client", "vhost-user", "wire"]),
     // Its dependencies are those of builds with `--cfg shuttle` alone.
@@ -26,7 +27,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     // These may use everything; nothing uses them, but that the program can measure.
     (
         "cli",
-        &["barrier", "bench", "client", "dev-fuse", "doctor", "passthrough", "server", "vhost-user", "wire"],
+        &[
+            "barrier",
+            "bench",
+            "client",
+            "dev-fuse",
+            "doctor",
+            "isolation",
+            "passthrough",
+            "server",
+            "vhost-user",
+            "wire",
+        ],
     ),
     (
         "testkit",
@@ -37,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "dev-fuse",
             "doctor",
             "guest",
+            "isolation",
             "passthrough",
             "server",
             "vhost-user",
@@ -49,6 +62,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const UNSAFE_ALLOWED: &[&str] = &[
     "crates/vhost-user/",
     "crates/doctor/src/sys.rs",
+    "crates/isolation/src/sys.rs",
     "crates/passthrough/src/sys.rs",
     "crates/dev-fuse/src/sys.rs",
     "fuzz/",

@@ -30,6 +30,12 @@ impl Running {
         running
     }
 
+    /// The number of its process.
+    #[allow(dead_code, reason = "not every test looks at it from outside")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -113,6 +113,13 @@ impl Listener {
         }
     }
 
+    /// The socket file stays when this is dropped: another process takes it away.
+    pub fn leave_file(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.stays = true;
+        }
+    }
+
     /// The path, if it was bound here.
     pub fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(|file| file.path.as_path())
@@ -149,17 +156,19 @@ impl AsFd for Listener {
 struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
+    /// It is not ours to remove.
+    stays: bool,
 }
 
 impl SocketFile {
     fn at(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile { path: path.to_owned(), inode: inode_of(path)? })
+        Ok(SocketFile { path: path.to_owned(), inode: inode_of(path)?, stays: false })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
+        if !self.stays && inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
             // Left behind, it would be replaced by the next server.
             let _ = fs::remove_file(&self.path);
         }
@@ -255,6 +264,16 @@ mod tests {
         assert!(path.exists());
         drop(successor);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_is_left_to_another_process_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut listener = Listener::bind(&path).unwrap();
+        listener.leave_file();
+        drop(listener);
+        assert!(path.exists());
     }
 
     #[test]
