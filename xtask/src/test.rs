@@ -27,6 +27,8 @@ enum Needs {
     Toolchain,
     /// QEMU and a guest's kernel.
     Guest,
+    /// And virtiofsd, for the doctor in a guest.
+    GuestAndPeer,
     /// virtiofsd, to hold our client against another server than ours.
     Peer,
 }
@@ -213,7 +215,7 @@ const STEPS: [Step; 16] = [
         name: "guests",
         purpose: "the same promises in real guests",
         arguments: &["test", "--package", "ashore-testkit", "--test", "guest_*", "--", "--test-threads", "2"],
-        needs: Needs::Guest,
+        needs: Needs::GuestAndPeer,
         cfgs: &[],
     },
 ];
@@ -289,6 +291,10 @@ impl Step {
         match self.needs {
             Needs::Toolchain => {}
             Needs::Guest => setup::ensure(&options.kernel)?,
+            Needs::GuestAndPeer => {
+                setup::ensure(&options.kernel)?;
+                setup::ensure_peer()?;
+            }
             Needs::Peer => drop(setup::ensure_peer()?),
         }
         let (succeeded, passed, failed) = self.cargo(options)?;

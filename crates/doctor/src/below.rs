@@ -60,6 +60,12 @@ impl Below {
         Ok(Below { path: path.to_owned(), file: File::open(path)? })
     }
 
+    /// Through a descriptor that is there. To open a file of a FUSE file system has the kernel write out what it holds of it,
+    /// so there a look by opening would find nothing, ever.
+    pub(crate) fn through(path: &Path, file: &File) -> io::Result<Below> {
+        Ok(Below { path: path.to_owned(), file: file.try_clone()? })
+    }
+
     /// What of it the disk does not have.
     pub(crate) fn look(&self) -> io::Result<Unsafe> {
         let stat = cachestat(&self.file)?;

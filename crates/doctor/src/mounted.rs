@@ -46,7 +46,11 @@ const CHECKS: &[Carry] = &[
     ("backing", "looked at the type of file system and its mount options", backing),
     ("endless-writers", "called syncfs(2) beside two threads that wrote without end", endless_writers),
     ("stall", "made much dirty, called syncfs(2), and measured stat(2) of other names meanwhile", stall),
-    ("early-sync", "looked at the type of file system and the version of the kernel", early_sync),
+    (
+        "early-sync",
+        "wrote 32 MiB and called syncfs(2), three times, and looked at this kernel's page cache and version",
+        early_sync,
+    ),
 ];
 
 /// Examines what is mounted at a directory.
@@ -83,19 +87,20 @@ impl Directory {
         file.with_context(|| format!("cannot make {}", path.display()))
     }
 
-    fn below(&self, name: &str) -> Result<Below> {
-        Ok(Below::open(&self.scratch.path().join(name))?)
+    fn below(&self, name: &str, file: &File) -> Result<Below> {
+        Ok(Below::through(&self.scratch.path().join(name), file)?)
     }
 
     fn is(&self, kind: &str) -> bool {
         self.place.kind == kind || self.place.kind.starts_with(&format!("{kind}."))
     }
 
-    /// As [`Seen::kept`], if nothing but this kernel stands between a program and the disk.
+    /// As [`Seen::kept`], if nothing but this kernel stands between a program and the disk. Otherwise what was seen here says
+    /// nothing of what is on the other side.
     fn kept_as_far_as_seen(&self, saw: String) -> Seen {
         match self.place.firmness() {
             Firmness::Firm => Seen::kept(saw),
-            Firmness::Doubtful(why) => Seen::kept(format!("{saw}; beyond this kernel: {why}")).inferred(),
+            Firmness::Doubtful(why) => Seen::unknown(format!("{saw}; beyond this kernel: {why}")),
             Firmness::Weak(why) => Seen::unknown(format!("{saw}; but {why}")),
         }
     }
@@ -152,7 +157,7 @@ fn made_stable(
     const BYTES: usize = 4 << 20;
     let file = directory.new_file(name, 0)?;
     file.write_all_at(&vec![0x5A; BYTES], 0)?;
-    let below = directory.below(name)?;
+    let below = directory.below(name, &file)?;
     let before = below.look().context("looking at the page cache (cachestat, Linux 6.5)")?;
     if let Err(error) = sync(&file) {
         return Ok(Seen::broken(format!("{call} failed: {error}")));
@@ -183,7 +188,7 @@ fn fsync_directory(directory: &Directory) -> Result<Seen> {
 fn dsync_write(directory: &Directory) -> Result<Seen> {
     let file = directory.new_file("dsync", libc::O_DSYNC)?;
     file.write_all_at(&[0x5A; 64 << 10], 0)?;
-    let left = directory.below("dsync")?.look()?;
+    let left = directory.below("dsync", &file)?.look()?;
     Ok(if left.is_none() {
         directory.kept_as_far_as_seen("nothing was only in memory when write(2) had returned".into())
     } else {
@@ -278,19 +283,52 @@ fn while_syncing(directory: &Directory, file: &File) -> Result<(Duration, Durati
     })
 }
 
+/// Linux took the waiting out of sync(2) of FUSE file systems. Where the cache holds written data, that can be seen.
 fn early_sync(directory: &Directory) -> Result<Seen> {
+    const BYTES: usize = 32 << 20;
+    const TIMES: u32 = 3;
     let kernel = &directory.kernel;
     let is_fuse = directory.is("virtiofs") || directory.is("fuse") || directory.is("fuseblk");
     if !is_fuse {
         return Ok(Seen::kept("this file system's sync(2) waits for its data").inferred());
     }
+    let data = vec![0x5A; BYTES];
+    for round in 1..=TIMES {
+        let file = directory.new_file("early", 0)?;
+        file.write_all_at(&data, 0)?;
+        let below = directory.below("early", &file)?;
+        let before = below.look().context("looking at the page cache (cachestat, Linux 6.5)")?;
+        if before.is_none() {
+            return Ok(without_write_back(kernel));
+        }
+        syncfs(&file).context("syncfs(2)")?;
+        let after = below.look()?;
+        if !after.is_none() {
+            return Ok(Seen::broken(format!(
+                "Linux {kernel} returned from syncfs(2) while {} of {} had not been sent (try {round})",
+                after.size(),
+                before.size()
+            )));
+        }
+    }
+    let saw = format!("{TIMES} times all that was in the cache had been sent when syncfs(2) returned");
     Ok(if kernel.syncs_too_early() {
-        Seen::broken(format!(
-            "Linux {kernel} returns from sync(2) before data in its cache was sent, where there is any: with a server that \
-             grants write-back, and with shared mappings"
+        Seen::unknown(format!(
+            "{saw}, but Linux {kernel} does not wait for it: next time it may be otherwise"
         ))
-        .inferred()
+    } else {
+        Seen::kept(saw)
+    })
+}
+
+/// Written data goes to the server at once. What a program wrote through a shared mapping waits in the cache even so.
+fn without_write_back(kernel: &Kernel) -> Seen {
+    if kernel.syncs_too_early() {
+        Seen::unknown(format!(
+            "what write(2) writes was sent at once; but Linux {kernel} does not wait in sync(2) for what was written through \
+             shared mappings, and whether the server allows for that cannot be seen from here. Use msync(2) or fsync(2)"
+        ))
     } else {
         Seen::kept(format!("Linux {kernel} waits in sync(2) until its data was sent")).inferred()
-    })
+    }
 }

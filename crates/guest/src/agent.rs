@@ -42,6 +42,19 @@ pub(crate) fn ashore() -> Result<PathBuf> {
     })
 }
 
+/// [`ashore`] in this folder, without what only debuggers read, which is most of it: a guest has its root file system in
+/// memory.
+pub(crate) fn stripped_ashore(folder: &Path) -> Result<PathBuf> {
+    let program = folder.join("ashore");
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(&program).arg(ashore()?);
+    let status = strip.status().context("cannot run strip, which comes with the linker (binutils)")?;
+    if !status.success() {
+        bail!("strip failed ({status})");
+    }
+    Ok(program)
+}
+
 /// The target folder that the running program was built into.
 pub fn target_dir() -> Result<PathBuf> {
     let program = env::current_exe()?;

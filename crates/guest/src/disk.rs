@@ -79,6 +79,12 @@ impl LoopImage {
         image_in(self.folder.path())
     }
 
+    /// The loop device.
+    pub fn device(&self) -> Result<PathBuf> {
+        let output = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&self.mount_point).output()?;
+        Ok(String::from_utf8(output.stdout)?.trim().into())
+    }
+
     /// How many pattern blocks of this seed the image file holds at this moment.
     pub fn count_blocks(&self, seed: u64) -> io::Result<usize> {
         pattern::count_blocks(self.image(), seed)

@@ -93,6 +93,7 @@ pub struct Builder {
     shares: Vec<Share>,
     disks: Vec<Disk>,
     programs: Vec<String>,
+    ashore: bool,
     files: Vec<(PathBuf, String)>,
     terminal: bool,
 }
@@ -128,6 +129,12 @@ impl Builder {
         self
     }
 
+    /// Our own program as `/bin/ashore`: `$ASHORE_BIN` if it is set, else built from this checkout.
+    pub fn ashore(mut self) -> Self {
+        self.ashore = true;
+        self
+    }
+
     /// A program of the host that the guest shall have in its `/bin`, with its libraries.
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.to_owned());
@@ -151,7 +158,7 @@ impl Builder {
         let kernel = Kernel::find(&self.kernel)?;
         let folder = tempfile::Builder::new().prefix("ashore-guest-").tempdir()?;
         let initramfs = folder.path().join("initramfs");
-        std::fs::write(&initramfs, self.initramfs(&kernel)?)?;
+        std::fs::write(&initramfs, self.initramfs(&kernel, folder.path())?)?;
         let machine = Machine {
             kernel: &kernel.image(),
             initramfs: &initramfs,
@@ -170,7 +177,7 @@ impl Builder {
         Ok(guest)
     }
 
-    fn initramfs(&self, kernel: &Kernel) -> Result<Vec<u8>> {
+    fn initramfs(&self, kernel: &Kernel, folder: &Path) -> Result<Vec<u8>> {
         let mut archive = Initramfs::new();
         archive.copy(&agent::agent()?, "/init")?;
         archive
@@ -179,6 +186,9 @@ impl Builder {
         archive.add_modules(&modules::needed(&kernel.modules())?)?;
         for program in &self.programs {
             archive.add_program(program)?;
+        }
+        if self.ashore {
+            archive.add_program_at(&agent::stripped_ashore(folder)?)?;
         }
         for (source, path) in &self.files {
             archive.copy(source, Path::new(path))?;
@@ -206,6 +216,7 @@ impl Guest {
             shares: Vec::new(),
             disks: Vec::new(),
             programs: Vec::new(),
+            ashore: false,
             files: Vec::new(),
             terminal: false,
         }

@@ -46,11 +46,16 @@ impl Initramfs {
         let program = find_program(name).with_context(|| {
             format!("the guest shall have {name}, but it is not in PATH: install it first")
         })?;
-        for library in libraries(&program)? {
+        self.add_program_at(&program)
+    }
+
+    /// Adds this program, under its name in `/bin`, with its libraries.
+    pub(crate) fn add_program_at(&mut self, program: &Path) -> Result<()> {
+        for library in libraries(program)? {
             self.copy(&library, &library)?;
         }
         let file_name = program.file_name().unwrap_or_default().to_owned();
-        self.copy(&program, Path::new("/bin").join(file_name))
+        self.copy(program, Path::new("/bin").join(file_name))
     }
 
     /// Adds modules and the list by which the agent loads them.
