@@ -4,6 +4,7 @@ mod apt;
 mod guest;
 mod interrupt;
 mod kernels;
+mod man;
 mod setup;
 mod test;
 
@@ -24,6 +25,8 @@ enum Task {
     Setup(setup::Options),
     /// Boot a Linux guest with a shared directory at /mnt/share, and run a command or a shell in it.
     Guest(guest::Options),
+    /// Write man pages and completions to target/manual.
+    Man,
     /// Run everything that a change is judged by.
     Test(test::Options),
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup(options) => setup::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Guest(options) => guest::run(&options),
+        Task::Man => man::run(),
         Task::Test(options) => test::run(&options),
     };
     result.unwrap_or_else(|error| {

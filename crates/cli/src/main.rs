@@ -6,6 +6,7 @@ mod bench;
 mod doctor;
 mod isolation;
 mod logging;
+mod manual;
 mod metrics;
 mod mount;
 mod serve;
@@ -51,6 +52,9 @@ enum Command {
     Bench(bench::Arguments),
     /// Watch a server that was started with --metrics
     Top(top::Arguments),
+    /// Write man pages and completions into a directory
+    #[command(hide = true)]
+    Manual(manual::Arguments),
 }
 
 /// Exit codes: 0 done, 1 failed (the message says what and what to do), 2 wrong usage.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Top(arguments) => top::top(&arguments),
+        Command::Manual(arguments) => manual::manual(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ashore: {error:#}");
