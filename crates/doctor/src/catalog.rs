@@ -55,6 +55,17 @@ pub static CHECKS: &[Check] = &[
         repair: "The server must call syncfs(2) on the host file system, and answer when that has returned.",
     },
     Check {
+        id: "on-disk",
+        promise: Promise::Durable,
+        essential: false,
+        title: "what was synced is on the disk (--disk)",
+        did: "wrote 2 MiB of blocks that cannot be mistaken, asked for a SYNCFS, and searched the disk that was named \
+              for them",
+        means: "Data that was written before a successful sync is not on the disk, and lost if the host loses power \
+                now.",
+        repair: "The server must call syncfs(2) on the host file system, and answer when that has returned.",
+    },
+    Check {
         id: "sync-queues",
         promise: Promise::Durable,
         essential: false,

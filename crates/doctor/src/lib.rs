@@ -9,6 +9,7 @@
 //!           Line          line.rs       a connection, and files of ours in the share
 //!         Below           below.rs      the look below: pages that only the host's memory has
 //!         Disk            disk.rs       file systems on image files, for root
+//!         Image           image.rs      the disk itself, searched for blocks that were written
 //!       Recording         timeline.rs   one sync among writers, drawn by svg.rs
 //!         Watch           watch.rs      threads of the server that sync the host
 //!         Place           place.rs      what a directory stands on
@@ -25,6 +26,7 @@ mod below;
 mod catalog;
 mod checks;
 mod disk;
+mod image;
 mod kernel;
 mod line;
 mod mounted;
@@ -77,6 +79,10 @@ pub struct DoctorArguments {
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     pub scratch: Option<PathBuf>,
 
+    /// The image file or block device (up to 64 GiB) that the shared file system stands on: what was synced is looked for on it
+    #[arg(long, value_name = "IMAGE", conflicts_with = "path")]
+    pub disk: Option<PathBuf>,
+
     /// Draw one sync among writers into this file (SVG): what it waited for, what not, and what it missed
     #[arg(long, value_name = "FILE")]
     pub timeline: Option<PathBuf>,
@@ -115,6 +121,7 @@ pub fn run(arguments: &DoctorArguments, observer: &mut dyn Observer) -> Result<R
     let mut ward = arguments.ward()?;
     // A server that cannot be reached is no finding.
     ward.line()?;
+    checks::need_that_disk(&ward)?;
     let mut findings = Vec::new();
     for (id, carry) in chosen {
         if observer.is_interrupted() {
@@ -144,7 +151,7 @@ fn place_in_catalog(check: &Check) -> usize {
 
 impl DoctorArguments {
     fn has_chosen(&self, id: &str) -> bool {
-        if self.as_user && NEED_ROOT.contains(&id) {
+        if self.as_user && NEED_ROOT.contains(&id) || id == checks::ON_DISK && self.disk.is_none() {
             return false;
         }
         self.only.is_empty() || self.only.iter().any(|text| id.contains(text.as_str()))
@@ -160,6 +167,6 @@ impl DoctorArguments {
             Some(parent) => place::scratch_in(parent)?,
             None => place::scratch()?,
         };
-        Ward::new(source, place)
+        Ward::new(source, place, self.disk.clone())
     }
 }

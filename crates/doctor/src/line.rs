@@ -166,6 +166,13 @@ impl Line {
         Ok((document, OpenReplyFlags::from_bits_retain(opened.open_flags)))
     }
 
+    /// WRITE of this data, up to 64 KiB.
+    pub(crate) fn data_write(&self, document: &Document, offset: u64, data: &[u8]) -> Call {
+        let write = WriteIn { fh: document.handle.0, offset, size: data.len() as u32, ..Default::default() };
+        let head = RequestHead::new(Opcode::Write, document.node).with(&write).with(data);
+        Call::new(head, size_of::<ashore_wire::abi::WriteOut>())
+    }
+
     /// WRITE of up to 64 KiB with flags of its own.
     pub(crate) fn flagged_write(
         &self,

@@ -29,6 +29,8 @@ pub(crate) struct Ward {
     /// What started servers share.
     share: PathBuf,
     place: tempfile::TempDir,
+    /// What the shared file system stands on, if it was named.
+    pub(crate) disk: Option<PathBuf>,
     /// SYNCFS was answered ENOSYS.
     pub(crate) syncfs_is_unknown: bool,
     /// A sync has left data in memory. What else is wrong with syncs is then not to be told from that.
@@ -37,7 +39,7 @@ pub(crate) struct Ward {
 
 impl Ward {
     /// Files of the examination go into `place`.
-    pub(crate) fn new(source: Source, place: tempfile::TempDir) -> Result<Ward> {
+    pub(crate) fn new(source: Source, place: tempfile::TempDir, disk: Option<PathBuf>) -> Result<Ward> {
         let share = place.path().join("share");
         fs::create_dir(&share).with_context(|| format!("cannot make {}", share.display()))?;
         Ok(Ward {
@@ -46,6 +48,7 @@ impl Ward {
             server: None,
             share,
             place,
+            disk,
             syncfs_is_unknown: false,
             sync_is_hollow: false,
         })

@@ -183,6 +183,39 @@ fn an_error_that_is_told_once_for_all() {
     finds_as_root(&broken_server("syncfs-freshly"), &["other-disks", "lost-write"]);
 }
 
+fn examine_with_disk(fault: &str, stands_on: &LoopImage, disk: PathBuf) -> anyhow::Result<Report> {
+    let _turn = TURN.lock();
+    let command = format!("{} --shared-dir {{dir}} --socket-path {{socket}}", broken_server(fault));
+    let scratch = Some(stands_on.path().to_owned());
+    let arguments = DoctorArguments {
+        command: Some(command),
+        scratch,
+        disk: Some(disk),
+        only: vec!["on-disk".to_owned()],
+        ..Default::default()
+    };
+    ashore_doctor::run(&arguments, &mut Silent)
+}
+
+#[test]
+fn on_the_disk_itself_is_found_what_was_synced_and_not_what_was_said_to_be() {
+    let disk = LoopImage::ext4(256).unwrap();
+    let device = disk.device().unwrap();
+    for disk_name in [disk.image(), device] {
+        let report = examine_with_disk("none", &disk, disk_name.clone()).unwrap();
+        assert_eq!(ids(&report, Verdict::Kept), ["on-disk"], "{}: {report}", disk_name.display());
+        let report = examine_with_disk("syncfs-hollow", &disk, disk_name.clone()).unwrap();
+        assert_eq!(ids(&report, Verdict::Broken), ["on-disk"], "{}: {report}", disk_name.display());
+    }
+}
+
+#[test]
+fn another_disk_than_that_of_the_share_is_refused() {
+    let (disk, other) = (LoopImage::ext4(64).unwrap(), LoopImage::ext4(64).unwrap());
+    let error = examine_with_disk("none", &disk, other.image()).unwrap_err().to_string();
+    assert!(error.contains("is not the disk of") && error.contains("findmnt"), "{error}");
+}
+
 #[test]
 fn a_share_in_memory_is_not_called_durable() {
     let _turn = TURN.lock();

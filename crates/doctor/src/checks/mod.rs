@@ -5,6 +5,7 @@ mod bounded;
 mod disks;
 mod durable;
 mod leaving;
+mod on_disk;
 mod truthful;
 mod unobstructed;
 
@@ -12,6 +13,8 @@ use anyhow::Result;
 
 use crate::report::Seen;
 use crate::ward::Ward;
+
+pub(crate) use on_disk::{ON_DISK, need_that_disk};
 
 /// How a check is carried out. An error means that it could not be told.
 pub(crate) type Carry = fn(&mut Ward) -> Result<Seen>;
@@ -22,6 +25,7 @@ pub(crate) const SERVER: &[(&str, Carry)] = &[
     ("backing", durable::backing),
     ("backing-said", aloud::backing_said),
     ("sync-clean", durable::sync_clean),
+    (ON_DISK, on_disk::on_disk),
     ("sync-queues", durable::sync_queues),
     ("fsync-file", durable::fsync_file),
     ("fsync-directory", durable::fsync_directory),
