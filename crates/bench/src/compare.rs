@@ -1,20 +1,30 @@
 //! Two servers in turns, on the same files.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use crate::process::Server;
 use crate::report::{Cell, Report};
-use crate::{BenchArguments, measure_server};
+use crate::{BenchArguments, measure_cached, measure_requests};
 
 pub(crate) fn compare(arguments: &BenchArguments, a: &str, b: &str) -> Result<Report> {
     let (share, elsewhere) = (arguments.scratch()?, tempfile::tempdir()?);
     let measure = |command: &str, turn: usize| -> Result<Vec<Cell>> {
-        // A name of its own each time: no server waits for the one before it to let go.
-        let socket = elsewhere.path().join(format!("socket-{turn}"));
-        let server = Server::start(command, share.path(), &socket)?;
-        let cells = measure_server(arguments, &socket, true).with_context(|| command.to_owned());
-        drop(server);
-        cells
+        // A server and a socket of their own for each connection: some take one only, and none has to let go first.
+        let serve = |kind: &str, measure: &dyn Fn(&Path) -> Result<Vec<Cell>>| -> Result<Vec<Cell>> {
+            let socket = elsewhere.path().join(format!("{kind}-{turn}"));
+            let _server = Server::start(command, share.path(), &socket)?;
+            measure(&socket).with_context(|| command.to_owned())
+        };
+        let mut cells = Vec::new();
+        if !arguments.chosen_raw().is_empty() {
+            cells.extend(serve("requests", &|socket| measure_requests(arguments, socket, true))?);
+        }
+        if !arguments.chosen_cached().is_empty() {
+            cells.extend(serve("cached", &|socket| measure_cached(arguments, socket))?);
+        }
+        Ok(cells)
     };
     let mut rounds = Vec::new();
     for round in 0..arguments.rounds.max(1) {

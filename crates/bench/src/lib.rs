@@ -4,6 +4,7 @@
 //!     run()            lib.rs       one server at a socket, or two commands compared
 //!       Row            rows.rs      what is measured, one row of the table each
 //!         Tree         tree.rs      the files that it is measured with
+//!         Cached       cached.rs    files through Ashore's client
 //!         native       native.rs    the same work as system calls on the host: the limit
 //!       Pinned         pin.rs       client and server on processors of their own
 //!       Meter          meter.rs     operations, time, processor time of the server
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cached;
 mod compare;
 mod meter;
 mod native;
@@ -35,11 +37,12 @@ use ashore_wire::NodeId;
 use ashore_wire::abi::InitOut;
 use ashore_wire::link::Link;
 
+use crate::cached::Cached;
 use crate::meter::Meter;
 use crate::native::Native;
 use crate::pin::Pinned;
 use crate::process::Process;
-use crate::rows::{ROWS, Row};
+use crate::rows::{Measure, MeasureCached, MeasureRaw, ROWS, Row};
 use crate::tree::{Needs, Tree};
 
 pub use crate::meter::Sample;
@@ -103,6 +106,22 @@ impl BenchArguments {
         ROWS.iter().filter(matches).collect()
     }
 
+    fn chosen_raw(&self) -> Vec<(&'static Row, MeasureRaw)> {
+        let raw = |row: &'static Row| match row.measure {
+            Measure::Raw(measure) => Some((row, measure)),
+            Measure::Cached(_) => None,
+        };
+        self.chosen().into_iter().filter_map(raw).collect()
+    }
+
+    fn chosen_cached(&self) -> Vec<(&'static Row, MeasureCached)> {
+        let cached = |row: &'static Row| match row.measure {
+            Measure::Raw(_) => None,
+            Measure::Cached(measure) => Some((row, measure)),
+        };
+        self.chosen().into_iter().filter_map(cached).collect()
+    }
+
     fn row_time(&self) -> Duration {
         Duration::from_secs_f64(self.seconds.clamp(0.01, 3600.0))
     }
@@ -133,23 +152,29 @@ pub fn run(arguments: &BenchArguments) -> Result<Report> {
 }
 
 fn one_server(arguments: &BenchArguments, socket: &Path) -> Result<Report> {
-    let cells = measure_server(arguments, socket, false)?;
+    let mut cells = measure_requests(arguments, socket, false)?;
+    cells.extend(measure_cached(arguments, socket)?);
     Ok(Report::of_one(&socket.display().to_string(), cells))
 }
 
-/// Measures the chosen rows. The files stay if the same directory is to be measured again.
-fn measure_server(arguments: &BenchArguments, socket: &Path, keep_files: bool) -> Result<Vec<Cell>> {
+/// Measures those of the chosen rows that are single requests, over one connection. The files stay if the same directory is to be
+/// measured again.
+fn measure_requests(arguments: &BenchArguments, socket: &Path, keep_files: bool) -> Result<Vec<Cell>> {
+    let chosen = arguments.chosen_raw();
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
     let pinned = if arguments.no_pin { None } else { Pinned::new() };
     let (raw, process, agreed) = connect(arguments, socket)?;
     pinned.as_ref().inspect(|pinned| pinned.move_away(process.pids()));
-    let needed = |unit: &str| arguments.chosen().iter().any(|row| row.unit == unit);
+    let needed = |unit: &str| chosen.iter().any(|(row, _)| row.unit == unit);
     let needs = Needs { many: needed("names"), walk: needed("files walked") };
     let tree = Tree::prepare(&raw, needs).context("the files to measure with cannot be made")?;
     let meter = Meter::new(arguments.row_time(), Some(&process));
     let mut subject = rows::Subject { raw: &raw, tree: &tree, max_write: agreed.max_write };
     let mut cells = Vec::new();
-    for row in arguments.chosen() {
-        let sample = (row.raw)(&mut subject, &meter).map_err(|error| format!("{error:#}"));
+    for (row, measure) in chosen {
+        let sample = measure(&mut subject, &meter).map_err(|error| format!("{error:#}"));
         if sample.is_err() {
             raw.getattr(NodeId::ROOT).with_context(|| format!("measuring {}", row.name))?;
         }
@@ -157,6 +182,25 @@ fn measure_server(arguments: &BenchArguments, socket: &Path, keep_files: bool) -
     }
     tree.close(&raw, keep_files).context("the files to measure with cannot be removed")?;
     raw.destroy().context("taking leave of the server")?;
+    Ok(cells)
+}
+
+/// Measures the others, over another connection: they have a client of their own.
+fn measure_cached(arguments: &BenchArguments, socket: &Path) -> Result<Vec<Cell>> {
+    let chosen = arguments.chosen_cached();
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pinned = if arguments.no_pin { None } else { Pinned::new() };
+    let (cached, process) = Cached::connect(arguments, socket)?;
+    pinned.as_ref().inspect(|pinned| pinned.move_away(process.pids()));
+    let meter = Meter::new(arguments.row_time(), Some(&process));
+    let mut cells = Vec::new();
+    for (row, measure) in chosen {
+        let sample = measure(&cached, &meter).map_err(|error| format!("{error:#}"));
+        cells.push(Cell { name: row.name, unit: row.unit, sample });
+    }
+    cached.close().context("taking leave of the server")?;
     Ok(cells)
 }
 

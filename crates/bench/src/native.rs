@@ -69,6 +69,14 @@ pub(crate) fn getattr(native: &Native, meter: &Meter<'_>) -> Result<Sample> {
     })
 }
 
+/// By its name.
+pub(crate) fn stat(native: &Native, meter: &Meter<'_>) -> Result<Sample> {
+    meter.run(|| {
+        statx(&native.small, c"0", AtFlags::empty(), StatxFlags::BASIC_STATS)?;
+        Ok(1)
+    })
+}
+
 /// A descriptor for the name, and its attributes.
 pub(crate) fn lookup(native: &Native, meter: &Meter<'_>) -> Result<Sample> {
     let names: Vec<_> = (0..SMALL_FILES).map(|number| number.to_string()).collect();
@@ -165,6 +173,14 @@ fn list(directory: &File, each: &mut dyn FnMut(&std::ffi::CStr) -> Result<()>) -
 
 pub(crate) fn syncfs(native: &Native, meter: &Meter<'_>) -> Result<Sample> {
     meter.run(|| Ok(sync_file_system(&native.big).map(|()| 1)?))
+}
+
+/// A page that is dirty, and a sync of the file system.
+pub(crate) fn write_and_sync(native: &Native, meter: &Meter<'_>) -> Result<Sample> {
+    meter.run(|| {
+        native.big.write_all_at(&[1; KIB_4], 0)?;
+        Ok(sync_file_system(&native.big).map(|()| 1)?)
+    })
 }
 
 /// Each of so many threads dirties its file and syncs.

@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 use ashore_vhost_user::driver::{Call, Pages, RawConnection, RawError, Sent};
 use ashore_wire::NodeId;
 
+use crate::cached::Cached;
 use crate::meter::{Meter, Sample};
 use crate::native::{self, Native};
 use crate::tree::{BIG_BYTES, MANY_NAMES, Opened, Tree, WALK_DIRECTORIES, WALK_FILES, list};
@@ -15,9 +16,20 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// What is counted.
     pub(crate) unit: &'static str,
-    pub(crate) raw: fn(&mut Subject<'_>, &Meter<'_>) -> Result<Sample>,
+    pub(crate) measure: Measure,
     pub(crate) native: Option<fn(&Native, &Meter<'_>) -> Result<Sample>>,
 }
+
+/// By which kind of client.
+pub(crate) enum Measure {
+    /// One that sends single requests.
+    Raw(MeasureRaw),
+    /// Ours, with its cache.
+    Cached(MeasureCached),
+}
+
+pub(crate) type MeasureRaw = fn(&mut Subject<'_>, &Meter<'_>) -> Result<Sample>;
+pub(crate) type MeasureCached = fn(&Cached, &Meter<'_>) -> Result<Sample>;
 
 /// A server, and files to measure it with.
 pub(crate) struct Subject<'a> {
@@ -33,15 +45,18 @@ pub(crate) const MIB_1: usize = 1 << 20;
 
 macro_rules! row {
     ($name:literal, $unit:literal, $raw:expr) => {
-        Row { name: $name, unit: $unit, raw: $raw, native: None }
+        Row { name: $name, unit: $unit, measure: Measure::Raw($raw), native: None }
     };
     ($name:literal, $unit:literal, $raw:expr, $native:expr) => {
-        Row { name: $name, unit: $unit, raw: $raw, native: Some($native) }
+        Row { name: $name, unit: $unit, measure: Measure::Raw($raw), native: Some($native) }
+    };
+    (cached $name:literal, $unit:literal, $cached:expr, $native:expr) => {
+        Row { name: $name, unit: $unit, measure: Measure::Cached($cached), native: Some($native) }
     };
 }
 
 /// The rows, in their order.
-pub(crate) const ROWS: [Row; 19] = [
+pub(crate) const ROWS: [Row; 25] = [
     row!("empty request", "requests", |subject, meter| subject.empty(meter)),
     row!("GETATTR", "requests", |subject, meter| subject.getattr(meter), native::getattr),
     row!("LOOKUP hit", "requests", |subject, meter| subject.lookup(meter), native::lookup),
@@ -83,6 +98,20 @@ pub(crate) const ROWS: [Row; 19] = [
         |subject, meter| subject.getattr_during_syncs(meter),
         |native, meter| { native::getattr_during_syncs(native, meter) }
     ),
+    row!(cached "cached read_at 4 KiB", "calls", |cached, meter| cached.read(meter, KIB_4), |native, meter| {
+        native::read(native, meter, KIB_4)
+    }),
+    row!(cached "cached write_at 4 KiB", "calls", |cached, meter| cached.write(meter, KIB_4), |native, meter| {
+        native::write(native, meter, KIB_4)
+    }),
+    row!(cached "cached read_at 1 MiB", "calls", |cached, meter| cached.read(meter, MIB_1), |native, meter| {
+        native::read(native, meter, MIB_1)
+    }),
+    row!(cached "cached write_at 1 MiB", "calls", |cached, meter| cached.write(meter, MIB_1), |native, meter| {
+        native::write(native, meter, MIB_1)
+    }),
+    row!(cached "cached metadata", "calls", |cached, meter| cached.metadata(meter), native::stat),
+    row!(cached "write_at 4 KiB and sync", "pairs", |cached, meter| cached.sync(meter), native::write_and_sync),
 ];
 
 impl Subject<'_> {

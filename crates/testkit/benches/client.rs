@@ -28,7 +28,9 @@ const KIB_4: usize = 4 << 10;
 const MIB_1: usize = 1 << 20;
 /// A file that is small beside the cache.
 const SMALL: u64 = 16 << 20;
-/// A file for sequential reading and writing.
+/// A file that fits in the cache, and not in a processor's.
+const MEDIUM: u64 = 128 << 20;
+/// A file larger than the cache, for sequential reading and writing.
 const LARGE: u64 = 512 << 20;
 const CACHE: usize = 256 << 20;
 const TURNS: usize = 21;
@@ -37,11 +39,13 @@ const TURN: Duration = Duration::from_millis(40);
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     type Measure = fn() -> String;
-    let rows: [(&str, Measure); 7] = [
+    let rows: [(&str, Measure); 9] = [
         ("read_at 4 KiB, cached", || cached("read")),
         ("write_at 4 KiB, cached", || cached("write")),
-        ("sequential 1 MiB read", || sequential("read")),
-        ("sequential 1 MiB write, and close", || sequential("write")),
+        ("read_at 1 MiB in order, cached", || cached_in_order("read")),
+        ("write_at 1 MiB in order, cached", || cached_in_order("write")),
+        ("read_at 1 MiB in order, from the server", || sequential("read")),
+        ("write_at 1 MiB in order, and close", || sequential("write")),
         ("writers while one syncs each second", writers_beside_a_sync),
         ("sync, nothing dirty, 64 writes in flight", sync_behind_writes),
         ("sync, nothing to do", sync_of_nothing),
@@ -114,6 +118,33 @@ fn cached(what: &str) -> String {
         ),
         _ => compared(
             "calls/s",
+            || rate(|step| file.write_all_at(&buffer, place(step)).unwrap()),
+            || rate(|step| native.write_all_at(&native_buffer, place(step)).unwrap()),
+        ),
+    };
+    drop(file);
+    client.leave();
+    result
+}
+
+/// A file that fits in the cache and is there, as the native one is in the host's.
+fn cached_in_order(what: &str) -> String {
+    let (share, client) = share();
+    let (_, native) = host_file(&share, "native", MEDIUM);
+    let (_, _) = host_file(&share, "ours", MEDIUM);
+    let file = client.open_with("ours", &ashore_client::OpenOptions::new().read(true).write(true)).unwrap();
+    let mut buffer = vec![1; MIB_1];
+    let mut native_buffer = vec![1; MIB_1];
+    (0..MEDIUM).step_by(MIB_1).for_each(|offset| file.read_exact_at(&mut buffer, offset).unwrap());
+    let place = |step: u64| step * MIB_1 as u64 % MEDIUM;
+    let result = match what {
+        "read" => compared(
+            "MiB/s",
+            || rate(|step| file.read_exact_at(&mut buffer, place(step)).unwrap()),
+            || rate(|step| native.read_exact_at(&mut native_buffer, place(step)).unwrap()),
+        ),
+        _ => compared(
+            "MiB/s",
             || rate(|step| file.write_all_at(&buffer, place(step)).unwrap()),
             || rate(|step| native.write_all_at(&native_buffer, place(step)).unwrap()),
         ),

@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dev-fuse", &["wire"]),
     ("guest", &[]),
     ("isolation", &[]),
-    ("bench", &["vhost-user", "wire"]),
+    ("bench", &["client", "vhost-user", "wire"]),
     ("doctor", &["client", "vhost-user", "wire"]),
     // Its dependencies are those of builds with `--cfg shuttle` alone.
     ("simulation", &[]),

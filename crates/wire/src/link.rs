@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a request's head, at most: SETXATTR with the largest value Linux knows, and its name.
 pub const HEAD_MAX: usize = 72 << 10;
 /// Bytes of [`Message::reply_room`], at most: the largest READDIR, 256 KiB, and some.
@@ -77,6 +79,25 @@ pub trait Link: Send + Sync + 'static {
 
     /// Copies into a page.
     fn write_page(&self, page: u32, offset: usize, from: &[u8]);
+
+    /// Copies out of pages that follow each other, from `offset` in the first of them on. A link whose pages do so in memory, too,
+    /// does better than page by page.
+    fn read_pages(&self, first: u32, offset: usize, into: &mut [u8]) {
+        let (head, rest) = into.split_at_mut(into.len().min(PAGE_BYTES - offset));
+        self.read_page(first, offset, head);
+        for (page, piece) in (first + 1..).zip(rest.chunks_mut(PAGE_BYTES)) {
+            self.read_page(page, 0, piece);
+        }
+    }
+
+    /// Copies into pages that follow each other, likewise.
+    fn write_pages(&self, first: u32, offset: usize, from: &[u8]) {
+        let (head, rest) = from.split_at(from.len().min(PAGE_BYTES - offset));
+        self.write_page(first, offset, head);
+        for (page, piece) in (first + 1..).zip(rest.chunks(PAGE_BYTES)) {
+            self.write_page(page, 0, piece);
+        }
+    }
 
     /// Makes part of a page zero.
     fn zero_page(&self, page: u32, range: Range<usize>);

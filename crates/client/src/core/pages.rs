@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Bytes of a page.
-pub(crate) const PAGE_SIZE: usize = 4096;
+pub(crate) const PAGE_SIZE: usize = ashore_wire::link::PAGE_BYTES;
 const PAGES_IN_CHUNK: u64 = 64;
 
 /// A page of the link's shared memory.
@@ -75,6 +75,28 @@ impl PageTable {
         }
         chunk.referenced |= mask;
         if chunk.filling & mask != 0 { Lookup::Filling } else { Lookup::Ready(chunk.pages[bit]) }
+    }
+
+    /// How many pages from `index` on, which is ready, are so too and follow each other in memory: at most `most`, and none
+    /// behind the end of a chunk. Counts as a use of them.
+    pub(crate) fn ready_run(&mut self, index: u64, most: u64) -> u64 {
+        let (number, first) = place(index);
+        let Some(chunk) = self.chunks.get_mut(&number) else { return 1 };
+        let end = PAGES_IN_CHUNK.min(first as u64 + most) as usize;
+        let ready = chunk.present & !chunk.filling;
+        let follows = |bit: &usize| {
+            ready & 1 << bit != 0 && chunk.pages[*bit].0 == chunk.pages[bit - 1].0.wrapping_add(1)
+        };
+        let run = 1 + (first + 1..end).take_while(follows).count();
+        chunk.referenced |= u64::MAX >> (PAGES_IN_CHUNK as usize - run) << first;
+        run as u64
+    }
+
+    /// How many pages from `index` on, which is absent, are so too: at most `most`, and none behind the end of a chunk.
+    pub(crate) fn absent_run(&self, index: u64, most: u64) -> u64 {
+        let (number, first) = place(index);
+        let present = self.chunks.get(&number).map_or(0, |chunk| chunk.present >> first);
+        u64::from(present.trailing_zeros()).min(PAGES_IN_CHUNK - first as u64).min(most)
     }
 
     /// Puts a page in an empty place: to be filled by a read, or ready.
@@ -307,6 +329,16 @@ mod tests {
         let mut table = PageTable::default();
         indices.for_each(|index| table.insert(index, PageId(index as u32), false));
         table
+    }
+
+    #[test]
+    fn a_run_ends_where_memory_or_a_chunk_does_or_at_what_is_not_there() {
+        let mut table = table(0..70);
+        assert_eq!((table.ready_run(0, 100), table.ready_run(60, 100), table.ready_run(3, 2)), (64, 4, 2));
+        table.insert(72, PageId(72), true);
+        assert_eq!((table.ready_run(64, 9), table.absent_run(70, 9), table.absent_run(73, 100)), (6, 2, 55));
+        table.insert(70, PageId(7), false);
+        assert_eq!((table.ready_run(69, 9), table.absent_run(200, 3)), (1, 3));
     }
 
     #[test]

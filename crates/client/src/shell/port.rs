@@ -19,12 +19,12 @@ pub(crate) struct Memory(pub(crate) Arc<dyn Link>);
 impl Memory {
     #[inline]
     pub(crate) fn read(&self, page: PageId, offset: usize, into: &mut [u8]) {
-        self.0.read_page(page.0, offset, into);
+        self.0.read_pages(page.0, offset, into);
     }
 
     #[inline]
     pub(crate) fn write(&self, page: PageId, offset: usize, from: &[u8]) {
-        self.0.write_page(page.0, offset, from);
+        self.0.write_pages(page.0, offset, from);
     }
 
     pub(crate) fn zero(&self, page: PageId, range: Range<usize>) {

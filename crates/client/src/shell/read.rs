@@ -15,7 +15,7 @@ use crate::primitives::atomic::{AtomicU64, Ordering};
 use crate::primitives::{Mutex, MutexGuard};
 
 /// Pages copied while an inode's lock is held, at most: others get their turn in a long read or write.
-pub(crate) const PAGES_PER_TURN: usize = 64;
+pub(crate) const PAGES_PER_TURN: u64 = 64;
 
 /// Pages read ahead in one READ, at most: a reader goes on with the first of them while the server is at the next.
 const PAGES_PER_PIECE: u64 = 64;
@@ -93,12 +93,17 @@ impl Mount {
             let (index, in_page) = (position / PAGE_SIZE as u64, (position % PAGE_SIZE as u64) as usize);
             match locked.core.pages.lookup(index) {
                 Lookup::Ready(page) => {
-                    let length = left.min(PAGE_SIZE - in_page);
+                    let pages = match (in_page + left).div_ceil(PAGE_SIZE) {
+                        1 => 1,
+                        most => locked.core.pages.ready_run(index, most as u64),
+                    };
+                    let length = left.min(pages as usize * PAGE_SIZE - in_page);
                     self.memory.read(page, in_page, &mut buffer[done..done + length]);
                     done += length;
-                    if index == handle.read_ahead.trigger.load(Ordering::Relaxed) {
-                        locked = self.read_on(inode, handle, index, locked);
-                    } else if done % (PAGES_PER_TURN * PAGE_SIZE) == 0 {
+                    let trigger = handle.read_ahead.trigger.load(Ordering::Relaxed);
+                    if (index..index + pages).contains(&trigger) {
+                        locked = self.read_on(inode, handle, trigger, locked);
+                    } else if (index + pages).is_multiple_of(PAGES_PER_TURN) {
                         MutexGuard::bump(&mut locked);
                     }
                 }

@@ -103,13 +103,21 @@ impl<'a> CachedWriter<'a> {
         while done < data.len() {
             let position = start + done as u64;
             let (index, in_page) = (position / PAGE_SIZE as u64, (position % PAGE_SIZE as u64) as usize);
-            let length = (data.len() - done).min(PAGE_SIZE - in_page);
+            let left = data.len() - done;
             match locked.core.pages.lookup(index) {
                 Lookup::Ready(page) => {
+                    let pages = match (in_page + left).div_ceil(PAGE_SIZE) {
+                        1 => 1,
+                        most => locked.core.pages.ready_run(index, most as u64),
+                    };
+                    let length = left.min(pages as usize * PAGE_SIZE - in_page);
                     self.mount.memory.write(page, in_page, &data[done..done + length]);
                     done += length;
-                    self.wrote(&mut locked, index, start + done as u64);
-                    if done % (PAGES_PER_TURN * PAGE_SIZE) == 0 && done < data.len() {
+                    for index in index..index + pages {
+                        let end = (index + 1) * PAGE_SIZE as u64;
+                        self.wrote(&mut locked, index, end.min(start + done as u64));
+                    }
+                    if (index + pages).is_multiple_of(PAGES_PER_TURN) && done < data.len() {
                         self.let_others_in(&mut locked);
                     }
                 }
@@ -118,7 +126,7 @@ impl<'a> CachedWriter<'a> {
                     self.inode.wait(&mut locked);
                 }
                 Lookup::Absent => {
-                    let (again, result) = self.bring_in(locked, index, in_page, length);
+                    let (again, result) = self.bring_in(locked, index, in_page, left);
                     locked = again;
                     if result.is_err() {
                         return (locked, done, result);
@@ -146,15 +154,20 @@ impl<'a> CachedWriter<'a> {
         MutexGuard::bump(locked);
     }
 
-    /// Makes the page at `index` ready to be written to: empty if all of it will be written or the server has
-    /// nothing there, read from the server otherwise.
+    /// Makes the page at `index` ready for so much to be written to it and those behind it: empty if all of it will be
+    /// written or the server has nothing there, read from the server otherwise.
     fn bring_in(
         &mut self,
         mut locked: MutexGuard<'a, Locked>,
         index: u64,
         in_page: usize,
-        length: usize,
+        left: usize,
     ) -> (MutexGuard<'a, Locked>, Result<(), Errno>) {
+        let all_of = if in_page == 0 { left / PAGE_SIZE } else { 0 };
+        if all_of > 1 && self.bring_in_empty(&mut locked, index, all_of as u64) {
+            return (locked, Ok(()));
+        }
+        let length = left.min(PAGE_SIZE - in_page);
         let whole = in_page == 0
             && (length == PAGE_SIZE || index * PAGE_SIZE as u64 + length as u64 >= locked.core.size());
         if !whole && locked.core.missing(index, 1) != Missing::Zeros {
@@ -174,5 +187,16 @@ impl<'a> CachedWriter<'a> {
         locked.core.pages.insert(index, page, false);
         self.mount.put_on_clock(self.inode, &mut locked);
         (locked, Ok(()))
+    }
+
+    /// Pages all of which will be written before the lock is given up, several at once; `false` if there is no memory for that.
+    fn bring_in_empty(&self, locked: &mut Locked, index: u64, most: u64) -> bool {
+        let count = locked.core.pages.absent_run(index, most);
+        let Some(pages) = self.mount.pool.take(count as usize) else { return false };
+        for (index, page) in (index..).zip(pages) {
+            locked.core.pages.insert(index, page, false);
+        }
+        self.mount.put_on_clock(self.inode, locked);
+        true
     }
 }

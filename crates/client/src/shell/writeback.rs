@@ -195,6 +195,16 @@ impl Mount {
         sent.inode.changed.notify_all();
         self.slots.release();
         self.ease_pressure();
+        self.send_what_was_held_up();
+    }
+
+    /// Pages that were written to while they were in flight could not be sent on. Now they can, if there are too many.
+    fn send_what_was_held_up(&self) {
+        let (dirty, in_flight) =
+            (self.dirty_pages.load(Ordering::Relaxed), self.writeback_pages.load(Ordering::Relaxed));
+        if dirty > self.dirty_limit || dirty > self.background_limit && in_flight == 0 {
+            self.chores.wake();
+        }
     }
 
     /// The times of this inode are to be sent once no write of it is in flight. They enter the barrier now.

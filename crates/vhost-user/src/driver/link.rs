@@ -11,14 +11,14 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
-use ashore_wire::link::{Closed, Link, Message, Receiver};
+use ashore_wire::link::{Closed, Link, Message, PAGE_BYTES, Receiver};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::handshake::{ConnectError, Server};
 use super::look::Look;
-use super::memory::{Memory, PAGE_BYTES};
+use super::memory::Memory;
 use super::queue::{Lie, QUEUE_BYTES, Queue};
 
 /// How long the thread of a queue waits for the right to reap before it looks whether the link has ended.
@@ -142,11 +142,21 @@ impl Link for VhostUserLink {
     }
 
     fn read_page(&self, page: u32, offset: usize, into: &mut [u8]) {
-        self.shared.memory.read(self.shared.place(page, offset, into.len()), into);
+        assert!(offset + into.len() <= PAGE_BYTES, "within one page");
+        self.read_pages(page, offset, into);
     }
 
     fn write_page(&self, page: u32, offset: usize, from: &[u8]) {
-        self.shared.memory.write(self.shared.place(page, offset, from.len()), from);
+        assert!(offset + from.len() <= PAGE_BYTES, "within one page");
+        self.write_pages(page, offset, from);
+    }
+
+    fn read_pages(&self, first: u32, offset: usize, into: &mut [u8]) {
+        self.shared.memory.read(self.shared.place(first, offset), into);
+    }
+
+    fn write_pages(&self, first: u32, offset: usize, from: &[u8]) {
+        self.shared.memory.write(self.shared.place(first, offset), from);
     }
 
     fn zero_page(&self, page: u32, range: Range<usize>) {
@@ -231,8 +241,7 @@ impl Shared {
         self.ended.load(Ordering::Acquire)
     }
 
-    fn place(&self, page: u32, offset: usize, length: usize) -> usize {
-        assert!(offset + length <= PAGE_BYTES, "within one page");
+    fn place(&self, page: u32, offset: usize) -> usize {
         self.pages + page as usize * PAGE_BYTES + offset
     }
 

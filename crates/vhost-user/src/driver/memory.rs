@@ -16,8 +16,6 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
-/// Bytes of a page.
-pub(super) const PAGE_BYTES: usize = 4096;
 /// Where the shared memory begins for the server, as a guest's would: any address but 0 shows mistakes sooner.
 pub(super) const GUEST_BASE: u64 = 1 << 32;
 

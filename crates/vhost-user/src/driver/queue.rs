@@ -17,11 +17,13 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use std::time::Duration;
 
 use ashore_wire::abi::OUT_HEADER_SIZE;
-use ashore_wire::link::{Closed, Completion, HEAD_MAX, Message, REPLY_ROOM_MAX, SEGMENTS_MAX, Segment};
+use ashore_wire::link::{
+    Closed, Completion, HEAD_MAX, Message, PAGE_BYTES, REPLY_ROOM_MAX, SEGMENTS_MAX, Segment,
+};
 use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::memory::{GUEST_BASE, Memory, PAGE_BYTES};
+use super::memory::{GUEST_BASE, Memory};
 
 /// Requests in flight on one queue; as many as the ring has descriptors.
 pub(super) const QUEUE_SIZE: u16 = 128;
