@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ashore_passthrough::{HostReport, Passthrough};
-use ashore_server::{Metrics, OperationCounts, Session, TIME_BUCKETS};
+use ashore_server::{Metrics, OperationCounts, SHARING_BUCKETS, Session, SyncCounts, TIME_BUCKETS, Times};
 use rustix::fs::{Mode, OFlags};
 
 /// How often a file is replaced.
@@ -246,6 +246,7 @@ fn text(sources: &Sources) -> String {
         "1 if the guest was seen to send SYNCFS before its data",
         sources.session.sends_syncfs_early().into(),
     );
+    page.syncs(&sources.session.sync_counts());
     page.hosts(&share.host_file_systems());
     page.text
 }
@@ -294,22 +295,48 @@ impl Page {
         let name = "ashore_request_duration_seconds";
         self.family(name, "histogram", "From when a request was taken from its queue until it was answered");
         for counts in all {
-            self.histogram(name, counts);
+            self.times(name, &format!("operation=\"{}\"", counts.opcode), &counts.times);
         }
     }
 
-    fn histogram(&mut self, name: &str, counts: &OperationCounts) {
-        let operation = counts.opcode;
+    fn syncs(&mut self, counts: &SyncCounts) {
+        let name = "ashore_sync_barrier_wait_seconds";
+        self.family(name, "histogram", "What a round of SYNCFS waited until all that is earlier had settled");
+        self.times(name, "", &counts.barrier_waits);
+        let name = "ashore_sync_host_seconds";
+        self.family(name, "histogram", "What the host took in a round of SYNCFS to make it stable");
+        self.times(name, "", &counts.host_syncs);
+        let name = "ashore_sync_round_members";
+        self.family(name, "histogram", "How many SYNCFS shared a round");
+        let bounds = (0..SHARING_BUCKETS - 1).map(|bucket| (1u64 << bucket) as f64);
+        self.histogram(name, "", bounds, &counts.sharing, counts.syncs as f64);
+    }
+
+    /// A histogram of times, in seconds.
+    fn times(&mut self, name: &str, label: &str, times: &Times) {
+        let bounds = (0..TIME_BUCKETS - 1).map(|bucket| (1u64 << bucket) as f64 / 1e6);
+        self.histogram(name, label, bounds, &times.buckets, times.sum.as_secs_f64());
+    }
+
+    /// The last bucket has no bound. `label` is empty or `name="value"`.
+    fn histogram(
+        &mut self,
+        name: &str,
+        label: &str,
+        bounds: impl Iterator<Item = f64>,
+        buckets: &[u64],
+        sum: f64,
+    ) {
+        let (comma, total) = (if label.is_empty() { "" } else { "," }, buckets.iter().sum::<u64>());
         let mut below = 0;
-        for (bucket, count) in counts.times[..TIME_BUCKETS - 1].iter().enumerate() {
+        for (bound, count) in bounds.zip(buckets) {
             below += count;
-            let bound = (1u64 << bucket) as f64 / 1e6;
-            self.line(format_args!("{name}_bucket{{operation=\"{operation}\",le=\"{bound}\"}} {below}"));
+            self.line(format_args!("{name}_bucket{{{label}{comma}le=\"{bound}\"}} {below}"));
         }
-        let total: u64 = counts.times.iter().sum();
-        self.line(format_args!("{name}_bucket{{operation=\"{operation}\",le=\"+Inf\"}} {total}"));
-        self.line(format_args!("{name}_sum{{operation=\"{operation}\"}} {}", counts.time.as_secs_f64()));
-        self.line(format_args!("{name}_count{{operation=\"{operation}\"}} {total}"));
+        self.line(format_args!("{name}_bucket{{{label}{comma}le=\"+Inf\"}} {total}"));
+        let label = if label.is_empty() { String::new() } else { format!("{{{label}}}") };
+        self.line(format_args!("{name}_sum{label} {sum}"));
+        self.line(format_args!("{name}_count{label} {total}"));
     }
 
     fn hosts(&mut self, hosts: &[HostReport]) {

@@ -121,13 +121,15 @@ fn table(before: &Sample, now: &Sample) -> String {
     let syncs = now.of_operation("ashore_requests_total", "SYNCFS");
     let mut text = format!(
         "unsynced {}   syncs of the guest {syncs}, of the host {}   failed {}\n\
-         inodes {}   open {}   descriptors {}\n\n{COLUMNS}",
+         inodes {}   open {}   descriptors {}\n\
+         {}\n\n{COLUMNS}",
         size(now.of("ashore_unsynced_bytes")),
         now.sum("ashore_host_syncs_total"),
         now.sum("ashore_host_sync_failures_total"),
         now.of("ashore_inodes"),
         now.of("ashore_open_handles"),
         now.of("ashore_open_descriptors"),
+        syncs_line(before, now),
     );
     rows.retain(|row| row.rate > 0.0 || row.in_flight > 0.0);
     if rows.is_empty() {
@@ -135,6 +137,22 @@ fn table(before: &Sample, now: &Sample) -> String {
     }
     rows.iter().for_each(|row| text += &row.line());
     text
+}
+
+/// What syncs were like in this interval, by their rounds.
+fn syncs_line(before: &Sample, now: &Sample) -> String {
+    let change = |name: &str| now.of(name) - before.of(name);
+    let rounds = change("ashore_sync_round_members_count");
+    if rounds == 0.0 {
+        return "syncs: none".to_owned();
+    }
+    let mean = |name: &str| change(name) / rounds;
+    format!(
+        "syncs: {rounds} rounds of {:.1}   waited {:.2} ms   host {:.2} ms",
+        mean("ashore_sync_round_members_sum"),
+        mean("ashore_sync_barrier_wait_seconds_sum") * 1e3,
+        mean("ashore_sync_host_seconds_sum") * 1e3,
+    )
 }
 
 struct Row {
@@ -222,6 +240,21 @@ mod tests {
         };
         assert!(row.line().trim_end().len() <= 80, "{}", row.line());
         assert!(COLUMNS.trim_end().len() <= 80);
+    }
+
+    #[test]
+    fn syncs_are_those_of_the_interval_and_their_line_fits() {
+        let at = |rounds: f64, syncs: f64, waited: f64, host: f64| {
+            sample(&format!(
+                "ashore_sync_round_members_count {rounds}\nashore_sync_round_members_sum {syncs}\n\
+                 ashore_sync_barrier_wait_seconds_sum {waited}\nashore_sync_host_seconds_sum {host}"
+            ))
+        };
+        let (before, now) = (at(10.0, 10.0, 1.0, 50.0), at(12.0, 42.0, 1.01, 50.5));
+        assert_eq!(syncs_line(&before, &now), "syncs: 2 rounds of 16.0   waited 5.00 ms   host 250.00 ms");
+        assert_eq!(syncs_line(&now, &now), "syncs: none");
+        let long = syncs_line(&at(0.0, 0.0, 0.0, 0.0), &at(99_999.0, 1e7, 1e5, 9e6));
+        assert!(long.len() <= 80, "{long}");
     }
 
     #[test]

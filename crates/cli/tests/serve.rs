@@ -248,6 +248,7 @@ fn metrics_are_told_on_a_socket_to_http_and_to_top_and_go_with_the_server() {
     stream.read_to_string(&mut told).unwrap();
     assert!(told.starts_with("HTTP/1.0 200 OK\r\n"), "{told}");
     assert!(told.contains("\nashore_unsynced_bytes 0\n"), "{told}");
+    assert!(told.contains("\nashore_sync_round_members_bucket{le=\"+Inf\"} 0\n"), "{told}");
 
     let top = ashore(&["top", &target, "--interval", "0.1", "--count", "1"]).output().unwrap();
     let table = String::from_utf8_lossy(&top.stdout);

@@ -17,19 +17,23 @@
 mod dispatch;
 mod early;
 mod filesystem;
+mod histogram;
 mod mutant;
 mod observe;
 mod offload;
 mod primitives;
 mod session;
 mod sync;
+mod sync_counts;
 mod wait;
 mod worker;
 
 pub use filesystem::{
     Attributes, Caller, Created, Entry, FileSystem, Lock, Opened, Read, Result, SetAttributes, Write,
 };
-pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts, TIME_BUCKETS};
+pub use histogram::{TIME_BUCKETS, Times};
+pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts};
 pub use session::{Limits, Session};
+pub use sync_counts::{SHARING_BUCKETS, SyncCounts};
 pub use wait::Wait;
 pub use worker::Worker;

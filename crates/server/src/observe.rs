@@ -20,11 +20,10 @@ use ashore_wire::seam::{Backlog, Exchange, Payload, RequestQueue};
 use ashore_wire::{Errno, NodeId, Opcode};
 use zerocopy::FromBytes;
 
+use crate::histogram::{Histogram, Times};
 use crate::primitives::Instant;
 use crate::primitives::atomic::{AtomicU64, Ordering};
 
-/// Times are sorted by powers of two of a microsecond: bucket `n` has those below 2^n µs. The last, above 4 s, has no end.
-pub const TIME_BUCKETS: usize = 24;
 /// Opcodes are below this.
 const OPCODES: usize = 64;
 
@@ -86,10 +85,8 @@ pub struct OperationCounts {
     pub bytes_in: u64,
     /// Bytes of data in answers. Not counted: headers.
     pub bytes_out: u64,
-    /// Sum of the times they took.
-    pub time: Duration,
-    /// How many took how long; see [`TIME_BUCKETS`].
-    pub times: [u64; TIME_BUCKETS],
+    /// How long they took.
+    pub times: Times,
 }
 
 impl OperationCounts {
@@ -101,8 +98,7 @@ impl OperationCounts {
             failed: 0,
             bytes_in: 0,
             bytes_out: 0,
-            time: Duration::ZERO,
-            times: [0; TIME_BUCKETS],
+            times: Times::default(),
         }
     }
 
@@ -139,8 +135,7 @@ struct Counters {
     failed: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
-    nanoseconds: AtomicU64,
-    times: [AtomicU64; TIME_BUCKETS],
+    times: Histogram,
 }
 
 impl Counters {
@@ -152,21 +147,13 @@ impl Counters {
         sum.failed += read(&self.failed);
         sum.bytes_in += read(&self.bytes_in);
         sum.bytes_out += read(&self.bytes_out);
-        sum.time += Duration::from_nanos(read(&self.nanoseconds));
-        sum.times.iter_mut().zip(&self.times).for_each(|(sum, bucket)| *sum += read(bucket));
+        self.times.add_to(&mut sum.times);
     }
 
     fn note(&self, time: Duration) {
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        self.times[bucket(time)].fetch_add(1, Ordering::Relaxed);
+        self.times.note(time);
         self.done.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-fn bucket(time: Duration) -> usize {
-    let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    ((u64::BITS - microseconds.leading_zeros()) as usize).min(TIME_BUCKETS - 1)
 }
 
 /// A queue whose requests are counted. Made by [`Metrics::observe`].

@@ -16,8 +16,10 @@ use crate::early::EarlySyncs;
 use crate::filesystem::{FileSystem, Result};
 use crate::mutant::{self, Mutant};
 use crate::offload::Pools;
+use crate::primitives::Instant;
 use crate::primitives::atomic::{AtomicU8, Ordering};
 use crate::sync::{Earlier, Syncs, Waiting};
+use crate::sync_counts::{SyncCounters, SyncCounts};
 use crate::wait::{LOCK_WAITS_MAX, Wait, Waits};
 use crate::worker::Scratch;
 
@@ -79,6 +81,7 @@ pub struct Session<F> {
     pools: Pools,
     waits: Waits,
     syncs: Syncs,
+    sync_counters: SyncCounters,
     early_syncs: EarlySyncs,
 }
 
@@ -94,6 +97,7 @@ impl<F: FileSystem> Session<F> {
             pools: Pools::default(),
             waits: Waits::default(),
             syncs: Syncs::default(),
+            sync_counters: SyncCounters::default(),
             early_syncs: EarlySyncs::new(limits.early_sync_grace, limits.refuse_early_syncs),
         })
     }
@@ -101,6 +105,11 @@ impl<F: FileSystem> Session<F> {
     /// The file system.
     pub fn filesystem(&self) -> &F {
         &self.filesystem
+    }
+
+    /// What its syncs cost so far.
+    pub fn sync_counts(&self) -> SyncCounts {
+        self.sync_counters.read()
     }
 
     /// The last call: the client has gone without a word, or the server is told to end. Everything it changed is
@@ -260,13 +269,18 @@ impl<F: FileSystem> Session<F> {
         let answer = Box::new(move |synced| exchange.finish(empty_header(id, synced)));
         let session = Arc::clone(self);
         self.syncs.request(&self.pools.syncs, node, Waiting { earlier, complete, answer }, move |waiting| {
+            let begun = Instant::now();
             session.settle(waiting.iter().map(|one| &one.earlier));
+            session.sync_counters.barrier_waits.note(begun.elapsed());
             let complete = waiting.iter().all(|one| one.complete);
             let early = !complete && session.early_syncs.await_quiet();
             if early {
                 session.changes.cut().wait().expect(NEVER_ABORTED);
             }
+            let begun = Instant::now();
             let synced = session.syncfs(node);
+            session.sync_counters.host_syncs.note(begun.elapsed());
+            session.sync_counters.note_round(waiting.len());
             if early && session.limits.refuse_early_syncs { synced.and(Err(Errno::EIO)) } else { synced }
         });
     }

@@ -36,8 +36,8 @@ fn every_request_is_counted_once_with_its_bytes_and_its_failure() {
 
     let writes = counts(&server, Opcode::Write).unwrap();
     assert_eq!((writes.bytes_in, writes.failed, writes.in_flight()), (10_000, 0, 0));
-    assert_eq!(writes.times.iter().sum::<u64>(), writes.done);
-    assert!(writes.time > Duration::ZERO);
+    assert_eq!(writes.times.count(), writes.done);
+    assert!(writes.times.sum > Duration::ZERO);
     assert_eq!(counts(&server, Opcode::Create).unwrap().done, 1);
     assert!(counts(&server, Opcode::Lookup).unwrap().failed >= 1, "a name that is not there is an error");
     assert!(counts(&server, Opcode::Symlink).is_none(), "nobody asked for one");
@@ -55,6 +55,22 @@ fn bytes_are_unsynced_until_a_sync_that_came_after_them_succeeds() {
     assert_eq!(server.metrics().unsynced_bytes(), 0);
     file.write_at(&[7; 3000], 0).unwrap();
     assert_eq!(server.metrics().unsynced_bytes(), 3000);
+}
+
+#[test]
+fn a_sync_counts_what_it_waited_for_and_what_the_host_took() {
+    let folder = TempDir::new().unwrap();
+    let server = server(&folder, Duration::ZERO);
+    let client = connect(&server);
+    client.create("/file").unwrap().write_at(&[7; 5000], 0).unwrap();
+    assert_eq!(server.session().sync_counts().syncs, 0);
+    for round in 1..=3 {
+        client.sync().unwrap();
+        let counts = server.session().sync_counts();
+        assert_eq!((counts.syncs, counts.sharing[0]), (round, round), "each alone in its round");
+        assert_eq!((counts.barrier_waits.count(), counts.host_syncs.count()), (round, round));
+        assert!(counts.host_syncs.sum > Duration::ZERO);
+    }
 }
 
 #[test]
