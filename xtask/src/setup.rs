@@ -11,7 +11,7 @@ use crate::apt::Apt;
 use crate::kernels;
 
 /// A program, and the package that brings it.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 11] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -21,6 +21,8 @@ const TOOLS: [(&str, &str); 9] = [
     ("fusermount3", "fuse3"),
     ("git", "git"),
     ("xz", "xz-utils"),
+    ("man", "man-db"),
+    ("groff", "groff"),
 ];
 
 const PEER: &str = "virtiofsd";

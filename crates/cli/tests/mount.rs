@@ -150,6 +150,38 @@ fn what_the_kernel_holds_of_a_mount_in_use_arrives_before_its_end() {
     assert_eq!(fs::read(place.there("file")).unwrap(), b"in the kernel's cache");
 }
 
+/// A sync of a mount whose server is stopped, on its way.
+fn sync_of_a_stopped_server(place: &Place, running: &Running) -> Child {
+    fs::write(place.here("file"), b"before").unwrap();
+    running.signal(Signal::STOP);
+    let mut sync = Command::new("sync");
+    sync.arg("--file-system").arg(place.point.path()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// K5: nobody can say what the server would have answered. The kernel bounds this wait only if it is told to
+/// (fs.fuse.default_request_timeout, 0 on most machines: for ever).
+#[test]
+fn a_sync_waits_for_a_server_that_is_stopped_and_then_has_its_answer() {
+    let place = Place::new();
+    let running = place.start(&[]);
+    let mut sync = sync_of_a_stopped_server(&place, &running);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(sync.try_wait().unwrap().is_none(), "a sync that nobody answered has returned");
+    running.signal(Signal::CONT);
+    assert!(sync.wait().unwrap().success());
+    assert_eq!(fs::read(place.there("file")).unwrap(), b"before");
+}
+
+#[test]
+fn a_sync_under_way_fails_when_the_server_is_killed() {
+    let place = Place::new();
+    let running = place.start(&[]);
+    let mut sync = sync_of_a_stopped_server(&place, &running);
+    std::thread::sleep(Duration::from_millis(200));
+    running.signal(Signal::KILL);
+    assert!(!sync.wait().unwrap().success(), "success of a sync that nobody has carried out");
+}
+
 #[test]
 fn kill_leaves_a_mount_that_the_next_one_names_or_takes_away_and_no_loop_device() {
     let place = Place::new();
