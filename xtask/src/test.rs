@@ -152,7 +152,7 @@ const STEPS: [Step; 16] = [
     },
     Step {
         name: "simulation",
-        purpose: "client and server over a simulated host, 20,000 seeds, and the cases of a sync",
+        purpose: "client and server over a simulated host, 200,000 seeds, and the cases of a sync",
         arguments: &SIMULATION,
         needs: Needs::Toolchain,
         cfgs: &["shuttle"],

@@ -20,7 +20,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 
-/// `ASHORE_SEED` runs one seed, `ASHORE_SEEDS` so many in place of 20,000.
+/// `ASHORE_SEED` runs one seed, `ASHORE_SEEDS` so many in place of 200,000.
 #[test]
 #[cfg_attr(mutants, ignore = "a build with mutants is for mutants::")]
 fn every_sync_that_succeeds_is_true() {
@@ -28,7 +28,7 @@ fn every_sync_that_succeeds_is_true() {
         println!("{:#?}", run(seed..seed + 1));
         return;
     }
-    let (begun, share) = (Instant::now(), number("ASHORE_SEEDS").unwrap_or(20_000) / SIDE_BY_SIDE);
+    let (begun, share) = (Instant::now(), number("ASHORE_SEEDS").unwrap_or(200_000) / SIDE_BY_SIDE);
     let threads: Vec<_> =
         (0..SIDE_BY_SIDE).map(|one| thread::spawn(move || run(one * share..(one + 1) * share))).collect();
     let mut sum = Figures::default();
