@@ -220,6 +220,18 @@ pub static CHECKS: &[Check] = &[
         repair: "The server must let all syncs that arrive while one runs share the next one.",
     },
     Check {
+        id: "neighbour",
+        promise: Promise::Unobstructed,
+        essential: false,
+        title: "a neighbour's data is not paid for, where asked",
+        did: "made 64 MiB of another program's dirty on the same file system of the host, asked for a SYNCFS of 4 KiB, and \
+              looked at the other's pages when it had succeeded",
+        means: "The server was asked to sync its own share only (--sync-scope share), and makes its guest wait until \
+                everybody else's data on the same file system of the host is written.",
+        repair: "Share a directory on ext4 or XFS, for elsewhere the whole file system is synced; or give each guest a \
+                 file system of its own.",
+    },
+    Check {
         id: "backing-said",
         promise: Promise::Aloud,
         essential: false,

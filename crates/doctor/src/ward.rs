@@ -117,6 +117,12 @@ impl Ward {
         }
     }
 
+    /// Whether the command says that a guest is to pay for its own dirty data only.
+    pub(crate) fn was_asked_to_sync_its_share_only(&self) -> bool {
+        let Source::Start(Recipe::Command(command)) = &self.source else { return false };
+        ["--sync-scope share", "--sync-scope=share"].iter().any(|asked| command.contains(asked))
+    }
+
     /// What is shared, if known.
     pub(crate) fn directory(&self) -> Option<&Path> {
         match &self.source {

@@ -108,6 +108,11 @@ impl Server {
         ServerBuilder { shared_dir: shared_dir.into(), queues: 1, template: None, arguments: Vec::new() }
     }
 
+    /// Our own program, which other programs start.
+    pub fn program() -> Result<PathBuf> {
+        agent::ashore()
+    }
+
     /// The socket that a guest's share connects to.
     pub fn socket(&self) -> PathBuf {
         socket_in(self.folder.path())

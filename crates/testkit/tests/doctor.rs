@@ -100,6 +100,7 @@ fn syncfs_that_is_not_implemented() {
         Verdict::Unknown,
         "nothing is said of syncs that there are not"
     );
+    assert!(report.to_string().replace("\n", " ").contains("takes ENOSYS for success"), "{report}");
 }
 
 #[test]
@@ -140,6 +141,28 @@ fn syncs_on_the_threads_that_serve() {
 #[test]
 fn a_sync_of_the_host_for_each_of_many() {
     finds("syncfs-each", &["shared-syncs"]);
+}
+
+#[test]
+fn a_neighbour_s_data_that_is_written_although_the_server_was_asked_not_to() {
+    found(examine(&format!("{} --sync-scope share", broken_server("none")), true), &["neighbour"]);
+}
+
+#[test]
+fn a_server_that_syncs_its_share_only_leaves_a_neighbour_s_data_alone() {
+    let _turn = TURN.lock();
+    let server = ashore_testkit::guest::Server::program().unwrap();
+    let command = format!(
+        "{} serve --sync-scope share --shared-dir {{dir}} --socket-path {{socket}}",
+        server.display()
+    );
+    let only = vec!["neighbour".to_owned()];
+    let disk = LoopImage::ext4(512).unwrap();
+    let scratch = Some(disk.path().to_owned());
+    let arguments = DoctorArguments { command: Some(command), only, scratch, ..Default::default() };
+    let report = ashore_doctor::run(&arguments, &mut Silent).unwrap();
+    assert_eq!(ids(&report, Verdict::Kept), ["neighbour"], "{report}");
+    assert!(report.findings[0].seen.saw.contains("was left alone"), "{report}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod bounded;
 mod disks;
 mod durable;
 mod leaving;
+mod neighbour;
 mod on_disk;
 mod truthful;
 mod unobstructed;
@@ -35,6 +36,7 @@ pub(crate) const SERVER: &[(&str, Carry)] = &[
     ("stall", unobstructed::stall),
     ("crowd", unobstructed::crowd),
     ("shared-syncs", unobstructed::shared_syncs),
+    ("neighbour", neighbour::neighbour),
     ("early-sync", aloud::early_sync),
     ("flush", aloud::flush),
     ("destroy", leaving::destroy),

@@ -89,6 +89,8 @@ fn main() {
         match option.as_str() {
             "--shared-dir" => shared_dir = value.into(),
             "--socket-path" => socket = value.into(),
+            // Not listened to, which is a fault of its own.
+            "--sync-scope" => {}
             _ => panic!("{option} is no option"),
         }
     }
