@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use ashore_dev_fuse::MountOptions;
 use ashore_passthrough::{Options, Passthrough};
@@ -18,12 +19,11 @@ use rustix::fs::{FallocateFlags, fallocate, syncfs};
 /// Bytes the file has, at most.
 const LONGEST: u64 = 300_000;
 
-fn play(writeback: bool, seed: u64, operations: u64) {
+fn play(options: &MountOptions, writeback: bool, seed: u64, operations: u64) {
     let host = tempfile::tempdir_in("/var/tmp").unwrap();
     let share = Options { writeback, ..Options::new(host.path()) };
     let session = Session::new(Passthrough::new(share).unwrap(), Limits::default());
-    let options = MountOptions::new().deliver_syncs(true).write_back_barrier(true);
-    let mounted = Mounted::new(session, &options, 2);
+    let mounted = Mounted::new(session, options, 2);
     let (here, there) = (mounted.path().join("f"), host.path().join("f"));
     let open = || File::options().read(true).write(true).create(true).truncate(false).open(&here).unwrap();
     let (mut file, mut model, mut random) = (open(), Vec::<u8>::new(), Random::new(seed));
@@ -80,20 +80,48 @@ fn play(writeback: bool, seed: u64, operations: u64) {
     assert!(fs::read(&there).unwrap() == model, "seed {seed}: after unmounting");
 }
 
-fn seeds(writeback: bool) {
+fn seeds(options: &MountOptions, writeback: bool) {
     let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(3_000);
     match number("ASHORE_FSX_SEED") {
-        Some(seed) => play(writeback, seed, operations),
-        None => (1..=4).for_each(|seed| play(writeback, seed, operations)),
+        Some(seed) => play(options, writeback, seed, operations),
+        None => (1..=4).for_each(|seed| play(options, writeback, seed, operations)),
     }
+}
+
+/// As root mounts: syncs are passed on, and bring along what the kernel holds.
+fn for_root() -> MountOptions {
+    MountOptions::new().deliver_syncs(true).write_back_barrier(true)
 }
 
 #[test]
 fn random_operations_give_what_a_file_in_memory_gives() {
-    seeds(false);
+    seeds(&for_root(), false);
 }
 
 #[test]
 fn random_operations_with_the_kernels_write_back_cache_do_too() {
-    seeds(true);
+    seeds(&for_root(), true);
+}
+
+/// By fusermount3, which nobody but root needs: this program runs the next test as nobody, in a mount namespace of its own with
+/// a /dev/fuse that is open to everybody, as it is wherever udev runs.
+#[test]
+fn random_operations_of_who_is_not_root_do_too() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let script = r#"set -e
+        mknod -m 666 "$NODE" c 10 229; mount --bind "$NODE" /dev/fuse; rm "$NODE"
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups "$PROGRAM" --exact --ignored played_as_nobody"#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).env("NODE", folder.path().join("device"));
+    let done = command.env("PROGRAM", std::env::current_exe().unwrap()).current_dir("/").output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+#[test]
+#[ignore = "run by the one before, as another user"]
+fn played_as_nobody() {
+    assert!(!rustix::process::geteuid().is_root());
+    seeds(&MountOptions::new(), false);
 }
