@@ -4,13 +4,14 @@
 //!     cargo install pjdfstest
 //!     cargo run --release -p ashore-testkit --example pjdfstest -- [PATTERN...]
 //!
-//! Options of the server may follow a `--`. Needs root, for tests that act for other users.
+//! Options of the server may follow a `--`. With `--mount` as its first argument there is no guest: the tests run on
+//! `ashore mount`, and the options are those of that. Needs root, for tests that act for other users.
 
 #![allow(clippy::unwrap_used, reason = "an example")]
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -31,7 +32,9 @@ const GROUPS: &str = "root:x:0:\ndaemon:x:1:\nbin:x:2:\nnogroup:x:65534:\n";
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let by_mount = arguments.first().is_some_and(|first| first == "--mount");
+    arguments.drain(..usize::from(by_mount));
     let split = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
     let patterns = arguments[..split].join(" ");
     let folder = tempfile::tempdir().unwrap();
@@ -48,39 +51,72 @@ fn main() -> ExitCode {
 
     let shared = folder.path().join("shared");
     fs::create_dir(&shared).unwrap();
-    let mut server = Server::builder(&shared);
-    for argument in arguments.iter().skip(split + 1) {
-        server = server.arg(argument);
-    }
-    let server = server.start().unwrap();
-    let guest = Guest::builder()
-        .share(Share::new(server.socket()))
-        .program("pjdfstest")
-        .file(configuration, "/configuration")
-        .file(write("passwd", USERS), "/users")
-        .file(write("group", GROUPS), "/groups")
-        .boot()
-        .unwrap();
-    guest.run("mv /users /etc/passwd && mv /groups /etc/group").unwrap().success().unwrap();
-    let command = format!("pjdfstest -c /configuration -p /mnt/share {patterns}");
-    let output = guest.spawn(&command).unwrap().wait_for(PATIENCE).unwrap();
-    let in_guest = results(&output.stdout);
-
-    let passed = in_guest.values().filter(|result| *result == "ok").count();
-    println!("{passed} of {} tests passed in a guest with Linux {}", in_guest.len(), guest.kernel_release());
-    if in_guest.is_empty() {
-        println!("{}{}", output.stdout, output.stderr);
+    let options = arguments.get(split + 1..).unwrap_or_default();
+    let (place, output) = if by_mount {
+        on_a_mount(&shared, &folder.path().join("point"), options, &configuration, &patterns)
+    } else {
+        let files = [(write("passwd", USERS), "/users"), (write("group", GROUPS), "/groups")];
+        in_a_guest(&shared, options, configuration, files, &patterns)
+    };
+    let seen = results(&output);
+    let passed = seen.values().filter(|result| *result == "ok").count();
+    println!("{passed} of {} tests passed {place}", seen.len());
+    if seen.is_empty() {
+        println!("{output}");
         return ExitCode::FAILURE;
     }
     let mut worse = false;
     for (name, result) in &on_host {
-        let here = in_guest.get(name).map_or("not run", String::as_str);
+        let here = seen.get(name).map_or("not run", String::as_str);
         if result == "ok" && here != "ok" {
             worse |= here != "skipped";
             println!("{name}: {here}, and ok on the host's file system");
         }
     }
     if worse { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Where it was, in words, and what was said.
+fn in_a_guest(
+    shared: &Path,
+    options: &[String],
+    configuration: PathBuf,
+    [users, groups]: [(PathBuf, &str); 2],
+    patterns: &str,
+) -> (String, String) {
+    let server = options.iter().fold(Server::builder(shared), |server, option| server.arg(option));
+    let server = server.start().unwrap();
+    let guest = Guest::builder()
+        .share(Share::new(server.socket()))
+        .program("pjdfstest")
+        .file(configuration, "/configuration")
+        .file(users.0, users.1)
+        .file(groups.0, groups.1)
+        .boot()
+        .unwrap();
+    guest.run("mv /users /etc/passwd && mv /groups /etc/group").unwrap().success().unwrap();
+    let command = format!("pjdfstest -c /configuration -p /mnt/share {patterns}");
+    let output = guest.spawn(&command).unwrap().wait_for(PATIENCE).unwrap();
+    (format!("in a guest with Linux {}", guest.kernel_release()), output.stdout + &output.stderr)
+}
+
+/// As [`in_a_guest`], on a mount of this machine.
+fn on_a_mount(
+    shared: &Path,
+    point: &Path,
+    options: &[String],
+    configuration: &Path,
+    patterns: &str,
+) -> (String, String) {
+    fs::create_dir(point).unwrap();
+    // For other users, as the tests have it, and with their groups.
+    let more = ["--allow-other", "--background"];
+    let mut mount = Command::new(Server::program().unwrap());
+    let mounted = mount.arg("mount").args(more).args(options).args([shared, point]).status().unwrap();
+    assert!(mounted.success(), "ashore mount failed");
+    let output = on_host(configuration, point, patterns);
+    assert!(Command::new("umount").arg(point).status().unwrap().success());
+    ("on ashore mount".to_owned(), output)
 }
 
 fn on_host(configuration: &Path, directory: &Path, patterns: &str) -> String {
