@@ -26,9 +26,15 @@ fn examine(command: &str, as_user: bool) -> Report {
 }
 
 fn examine_on(scratch: Option<PathBuf>, command: &str, as_user: bool) -> Report {
+    examine_only(&[], scratch, command, as_user)
+}
+
+/// All checks, if none is named.
+fn examine_only(checks: &[&str], scratch: Option<PathBuf>, command: &str, as_user: bool) -> Report {
     let _turn = TURN.lock();
     let command = format!("{command} --shared-dir {{dir}} --socket-path {{socket}}");
-    let arguments = DoctorArguments { command: Some(command), scratch, as_user, ..Default::default() };
+    let only = checks.iter().map(|check| (*check).to_owned()).collect();
+    let arguments = DoctorArguments { command: Some(command), scratch, as_user, only, ..Default::default() };
     ashore_doctor::run(&arguments, &mut Silent).unwrap()
 }
 
@@ -75,7 +81,13 @@ fn finds_as_root(command: &str, broken: &[&str]) {
     assert!(invented.is_empty() && missed.is_empty(), "invented {invented:?}, missed {missed:?}: {report}");
     let holds_up = ["stall", "crowd"];
     let expected = holds_up.iter().any(|id| broken.contains(id));
-    assert_eq!(expected, holds_up.iter().any(|id| found.contains(id)), "who waits for syncs: {report}");
+    // Where syncs are over too soon to tell, nobody is accused: it may take more than one go.
+    let again = || {
+        let scratch = Some(disk.path().to_owned());
+        !ids(&examine_only(&holds_up, scratch, command, false), Verdict::Broken).is_empty()
+    };
+    let is_found = holds_up.iter().any(|id| found.contains(id)) || expected && (0..5).any(|_| again());
+    assert_eq!(expected, is_found, "who waits for syncs: {report}");
     let unknown: Vec<_> =
         ids(&report, Verdict::Unknown).into_iter().filter(|id| !BY_TIME.contains(id)).collect();
     assert!(unknown.is_empty(), "not told: {unknown:?}: {report}");
