@@ -40,7 +40,7 @@ pub(crate) fn top(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let live = arguments.count.is_none() && io::stdout().is_terminal();
     for _ in 0..arguments.count.unwrap_or(u64::MAX) {
         sleep(Duration::from_secs_f64(arguments.interval));
-        let now = Sample::take(source)?;
+        let now = Sample::take(source).context("the server that was watched tells no more; has it ended?")?;
         let table = table(&before, &now);
         let mut out = io::stdout().lock();
         // Home, the text with each line cleared to its end, and nothing of the last table below it.
