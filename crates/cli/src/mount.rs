@@ -41,6 +41,11 @@ pub(crate) struct MountArguments {
     #[arg(long)]
     socket: bool,
 
+    /// With a socket: carry each request of the kernel to the server as it is. Without it, Ashore's client is in between, with its
+    /// own cache and write-back; with it, locks and ioctl(2) reach the server, and the kernel is the only cache
+    #[arg(long)]
+    relay: bool,
+
     /// How many threads answer requests [default: one for each processor, at least 2]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,

@@ -5,7 +5,7 @@
 mod running;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -377,14 +377,55 @@ fn a_share_is_used_and_unmounted(shared: &Shared, more: &[&str]) {
 #[test]
 fn the_share_of_a_server_is_mounted_through_its_socket() {
     a_share_is_used_and_unmounted(&Shared::by_ashore(&["--num-request-queues", "2"]), &[]);
+    a_share_is_used_and_unmounted(&Shared::by_ashore(&["--writeback"]), &[]);
     a_share_is_used_and_unmounted(&Shared::by_ashore(&[]), &["--fsync-only"]);
-    a_share_is_used_and_unmounted(&Shared::by_ashore(&["--writeback"]), &["--writeback"]);
+}
+
+#[test]
+fn the_share_of_a_server_is_mounted_through_its_socket_as_it_is() {
+    a_share_is_used_and_unmounted(&Shared::by_ashore(&["--num-request-queues", "2"]), &["--relay"]);
+    a_share_is_used_and_unmounted(&Shared::by_ashore(&["--writeback"]), &["--relay", "--writeback"]);
+}
+
+#[test]
+fn what_is_written_waits_in_the_cache_of_the_client_until_somebody_syncs() {
+    let shared = Shared::by_ashore(&["--writeback"]);
+    let running = shared.mount(&["-o", "allow_other"]);
+    let (here, there) = (shared.place.here("file"), shared.place.there("file"));
+    let file = File::create_new(&here).unwrap();
+    file.write_all_at(b"not sent", 0).unwrap();
+    assert_eq!(fs::metadata(&there).unwrap().len(), 0, "it waits on this side");
+    assert_eq!(fs::read(&here).unwrap(), b"not sent", "where it is known");
+    rustix::fs::syncfs(&file).unwrap();
+    assert_eq!(fs::read(&there).unwrap(), b"not sent");
+    file.write_all_at(b"and sent", 0).unwrap();
+    file.sync_data().unwrap();
+    assert_eq!(fs::read(&there).unwrap(), b"and sent");
+    file.write_all_at(b"at close", 0).unwrap();
+    drop(file);
+    assert_eq!(fs::read(&there).unwrap(), b"at close");
+    let mode = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(shared.place.here(""), mode).unwrap();
+    let by_nobody = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "touch"])
+        .arg(shared.place.here("nobody's"))
+        .status();
+    assert!(by_nobody.unwrap().success());
+    assert_eq!(fs::metadata(shared.place.there("nobody's")).unwrap().uid(), NOBODY);
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().0, Some(0));
 }
 
 #[test]
 fn a_server_that_dies_takes_the_mount_with_it_and_its_users_get_errors() {
+    for relay in [&[][..], &["--relay"]] {
+        a_server_dies(relay);
+    }
+}
+
+fn a_server_dies(more: &[&str]) {
     let mut shared = Shared::by_ashore(&[]);
-    let running = shared.mount(&[]);
+    let running = shared.mount(more);
     let file = File::create_new(shared.place.here("file")).unwrap();
     shared.server.kill().unwrap();
     let (_, said) = running.ended();
@@ -401,10 +442,15 @@ mod with_virtiofsd {
         let home = std::env::var_os("HOME").unwrap();
         let program = Path::new(&home).join(".cache/ashore/peers/bin/virtiofsd");
         assert!(program.exists(), "build it first: cargo xtask setup --peers");
-        let mut server = Command::new(program);
+        let mut server = Command::new(&program);
         a_share_is_used_and_unmounted(
             &Shared::by(server.args(["--sandbox", "none", "--seccomp", "none"])),
             &[],
+        );
+        let mut server = Command::new(&program);
+        a_share_is_used_and_unmounted(
+            &Shared::by(server.args(["--sandbox", "none", "--seccomp", "none"])),
+            &["--relay"],
         );
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ashore_wire::abi::{GetxattrIn, GetxattrOut, SetattrIn, SetxattrIn, StatfsOut};
+use ashore_wire::abi::SetattrIn;
 use ashore_wire::flags::{OpenReplyFlags, SetattrValid};
 use ashore_wire::{Errno, Opcode};
 
@@ -20,7 +20,6 @@ use crate::options::{CacheMode, Options, SyncOptions};
 use crate::primitives::Mutex;
 use crate::shell::Session;
 use crate::shell::inodes::Inode;
-use crate::shell::message::Outgoing;
 use crate::shell::names::{OpenedFile, open_flags};
 use crate::shell::patience::Patience;
 
@@ -28,8 +27,6 @@ use crate::shell::patience::Patience;
 const DEFAULT_FILE_MODE: u32 = 0o644;
 /// How often a path is walked anew, at most, because what it led to has been replaced meanwhile.
 const STALE_TRIES: usize = 8;
-/// Bytes of an extended attribute's value, or of the list of their names, at most (as on Linux).
-const XATTR_MAX: usize = 64 << 10;
 
 /// A handle on a mounted file system.
 ///
@@ -67,7 +64,7 @@ impl Client {
         Ok(Client { session: Arc::new(session), heard: Mutex::new(Cursor::default()) })
     }
 
-    fn mount(&self) -> &Arc<crate::shell::Mount> {
+    pub(crate) fn mount(&self) -> &Arc<crate::shell::Mount> {
         &self.session.mount
     }
 
@@ -154,7 +151,7 @@ impl Client {
             false => self.mount().resolve_new(path)?,
         };
         let opened = self.mount().create(&parent, &name, flags, options.mode.unwrap_or(DEFAULT_FILE_MODE))?;
-        Ok(File::new(Arc::clone(&self.session), opened, options.clone()))
+        Ok(self.opened(opened, options.clone()))
     }
 
     /// Does something with what a path leads to.
@@ -180,7 +177,12 @@ impl Client {
         work()
     }
 
-    fn open_inode(&self, inode: &Arc<Inode>, flags: u32, options: &OpenOptions) -> Result<File, Errno> {
+    pub(crate) fn open_inode(
+        &self,
+        inode: &Arc<Inode>,
+        flags: u32,
+        options: &OpenOptions,
+    ) -> Result<File, Errno> {
         if inode.is_directory() {
             return Err(Errno::EISDIR);
         }
@@ -191,11 +193,16 @@ impl Client {
             self.mount().drop_clean(inode);
         }
         self.mount().fresh_attributes(inode, None)?;
-        let file = File::new(Arc::clone(&self.session), opened, options.clone());
+        let file = self.opened(opened, options.clone());
         if options.truncate {
             self.mount().set_size(inode, Some(file.handle()), 0)?;
         }
         Ok(file)
+    }
+
+    /// A file that was opened by other means.
+    pub(crate) fn opened(&self, opened: OpenedFile, options: OpenOptions) -> File {
+        File::new(Arc::clone(&self.session), opened, options)
     }
 
     /// All of a file.
@@ -249,18 +256,24 @@ impl Client {
 
     /// Makes a directory.
     pub fn create_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
-        self.mount().make_directory(path.as_ref(), 0o755)?;
+        let (parent, name) = self.mount().resolve_parent(path.as_ref())?;
+        self.mount().make_directory(&parent, &name, 0o755)?;
         Ok(())
     }
 
     /// Removes an empty directory.
     pub fn remove_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
-        Ok(self.mount().remove(path.as_ref(), Opcode::Rmdir)?)
+        self.remove(path.as_ref(), Opcode::Rmdir)
     }
 
     /// Removes the name of anything but a directory.
     pub fn remove_file(&self, path: impl AsRef<Path>) -> io::Result<()> {
-        Ok(self.mount().remove(path.as_ref(), Opcode::Unlink)?)
+        self.remove(path.as_ref(), Opcode::Unlink)
+    }
+
+    fn remove(&self, path: &Path, opcode: Opcode) -> io::Result<()> {
+        let (parent, name) = self.mount().resolve_parent(path)?;
+        Ok(self.mount().remove(&parent, &name, opcode)?)
     }
 
     /// Renames, replacing what has the new name.
@@ -270,17 +283,23 @@ impl Client {
 
     /// Renames, with the flags of renameat2(2).
     pub fn rename_with(&self, from: impl AsRef<Path>, to: impl AsRef<Path>, flags: u32) -> io::Result<()> {
-        Ok(self.mount().rename(from.as_ref(), to.as_ref(), flags)?)
+        let (old_parent, old_name) = self.mount().resolve_parent(from.as_ref())?;
+        let (new_parent, new_name) = self.mount().resolve_parent(to.as_ref())?;
+        Ok(self.mount().rename((&old_parent, &old_name), (&new_parent, &new_name), flags)?)
     }
 
     /// Gives a file another name.
     pub fn hard_link(&self, existing: impl AsRef<Path>, new: impl AsRef<Path>) -> io::Result<()> {
-        self.at(existing, false, |inode| self.mount().make_link(inode, new.as_ref()))
+        self.at(existing, false, |inode| {
+            let (parent, name) = self.mount().resolve_parent(new.as_ref())?;
+            self.mount().make_link(inode, &parent, &name).map(drop)
+        })
     }
 
     /// Makes a symbolic link at `path` to `target`.
     pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> io::Result<()> {
-        self.mount().make_symlink(target.as_ref().as_os_str().as_bytes(), path.as_ref())?;
+        let (parent, name) = self.mount().resolve_parent(path.as_ref())?;
+        self.mount().make_symlink(target.as_ref().as_os_str().as_bytes(), &parent, &name)?;
         Ok(())
     }
 
@@ -291,7 +310,8 @@ impl Client {
 
     /// Makes a pipe, a socket or a device; `mode` says which, as in mknod(2).
     pub fn make_node(&self, path: impl AsRef<Path>, mode: u32, device: u32) -> io::Result<()> {
-        self.mount().make_node(path.as_ref(), mode, device)?;
+        let (parent, name) = self.mount().resolve_parent(path.as_ref())?;
+        self.mount().make_node(&parent, &name, mode, device)?;
         Ok(())
     }
 
@@ -336,59 +356,32 @@ impl Client {
 
     /// Space and limits of the host file system a path is on.
     pub fn statfs(&self, path: impl AsRef<Path>) -> io::Result<FileSystemStatus> {
-        self.at(path, true, |inode| {
-            let request = Outgoing::new(Opcode::Statfs, inode.node).expect::<StatfsOut>();
-            Ok(FileSystemStatus(self.mount().call(request)?.read::<StatfsOut>()?.st))
-        })
+        self.at(path, true, |inode| Ok(FileSystemStatus(self.mount().statfs(inode)?)))
     }
 
     /// The value of an extended attribute.
     pub fn xattr(&self, path: impl AsRef<Path>, name: &str) -> io::Result<Vec<u8>> {
         let name = xattr_name(name)?;
-        self.at(path, true, |inode| self.xattr_bytes(Outgoing::new(Opcode::Getxattr, inode.node), Some(name)))
+        self.at(path, true, |inode| self.mount().xattr(inode, name))
     }
 
     /// The names of all extended attributes.
     pub fn xattrs(&self, path: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
-        let list = self
-            .at(path, true, |inode| self.xattr_bytes(Outgoing::new(Opcode::Listxattr, inode.node), None))?;
+        let list = self.at(path, true, |inode| self.mount().xattrs(inode))?;
         let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
         Ok(names.map(|name| OsString::from_vec(name.to_vec())).collect())
     }
 
-    fn xattr_bytes(&self, request: Outgoing, name: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
-        let request = request.with(&GetxattrIn { size: XATTR_MAX as u32, padding: 0 });
-        let request = match name {
-            Some(name) => request.name(name),
-            None => request,
-        };
-        Ok(self.mount().call(request.expect_bytes(XATTR_MAX).expect::<GetxattrOut>())?.body)
-    }
-
     /// Sets an extended attribute.
     pub fn set_xattr(&self, path: impl AsRef<Path>, name: &str, value: &[u8]) -> io::Result<()> {
-        if value.len() > XATTR_MAX {
-            return Err(Errno::E2BIG.into());
-        }
-        let (name, size) = (xattr_name(name)?, value.len() as u32);
-        self.at(path, true, |inode| {
-            let request = Outgoing::new(Opcode::Setxattr, inode.node);
-            let request = if self.mount().agreed().setxattr_ext {
-                request.with(&SetxattrIn { size, ..Default::default() })
-            } else {
-                request.with(&[size, 0])
-            };
-            self.mount().change_inode(inode, request.name(name).with(value)).map(drop)
-        })
+        let name = xattr_name(name)?;
+        self.at(path, true, |inode| self.mount().set_xattr(inode, name, value, 0))
     }
 
     /// Removes an extended attribute.
     pub fn remove_xattr(&self, path: impl AsRef<Path>, name: &str) -> io::Result<()> {
         let name = xattr_name(name)?;
-        self.at(path, true, |inode| {
-            let request = Outgoing::new(Opcode::Removexattr, inode.node).name(name);
-            self.mount().change_inode(inode, request).map(drop)
-        })
+        self.at(path, true, |inode| self.mount().remove_xattr(inode, name))
     }
 }
 

@@ -237,6 +237,24 @@ impl File {
         self.opened.inode.lock().core.errors.tell(since, &mut heard)
     }
 
+    /// Sends what is dirty, waits until the server has it, and returns errors of this file's writes that this handle was not
+    /// told yet. Stable is none of it.
+    pub fn write_back(&self) -> io::Result<()> {
+        if !self.options.writes() {
+            return Ok(());
+        }
+        let since = *self.heard.lock();
+        let written = self.send_all();
+        Ok(self.tell_errors(since).and(written)?)
+    }
+
+    fn send_all(&self) -> Result<(), Errno> {
+        let inode = &self.opened.inode;
+        self.mount().flush_inode(inode, 0..u64::MAX, &Patience::ENDLESS)?;
+        self.mount().want_times(inode);
+        self.mount().wait_settled(inode, &Patience::ENDLESS)
+    }
+
     /// Cuts the file off, or makes it longer.
     pub fn set_len(&self, size: u64) -> io::Result<()> {
         if !self.options.writes() {
@@ -304,10 +322,7 @@ impl File {
             return Ok(());
         }
         let inode = &self.opened.inode;
-        let written = self.mount().flush_inode(inode, 0..u64::MAX, &Patience::ENDLESS).and_then(|()| {
-            self.mount().want_times(inode);
-            self.mount().wait_settled(inode, &Patience::ENDLESS)
-        });
+        let written = self.send_all();
         let flush = FlushIn { fh: self.opened.handle.handle.0, ..Default::default() };
         let flushed = match self.mount().call(Outgoing::new(Opcode::Flush, inode.node).with(&flush)) {
             Err(Errno::ENOSYS) => Ok(()),

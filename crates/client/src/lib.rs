@@ -76,6 +76,7 @@ mod file;
 pub mod link;
 mod metadata;
 mod mutant;
+pub mod nodes;
 mod options;
 mod primitives;
 mod shell;

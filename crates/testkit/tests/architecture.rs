@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The one transport of the client is a feature of it: without `vhost-user` it takes any link.
     ("client", &["wire", "barrier", "vhost-user"]),
     ("passthrough", &["server", "wire"]),
+    ("remote", &["client", "server", "wire"]),
     ("vhost-user", &["wire"]),
     ("dev-fuse", &["wire"]),
     ("guest", &[]),
@@ -35,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "doctor",
             "isolation",
             "passthrough",
+            "remote",
             "server",
             "vhost-user",
             "wire",
@@ -51,6 +53,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "guest",
             "isolation",
             "passthrough",
+            "remote",
             "server",
             "vhost-user",
             "wire",

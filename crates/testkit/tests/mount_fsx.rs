@@ -7,28 +7,36 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
+use ashore_client::Client;
 use ashore_dev_fuse::MountOptions;
 use ashore_passthrough::{Options, Passthrough};
-use ashore_server::{Limits, Session};
-use ashore_testkit::fsx::{Random, number};
+use ashore_remote::Remote;
+use ashore_server::{FileSystem, Limits, Session};
+use ashore_testkit::fsx::{self, Random, number};
+use ashore_testkit::in_process::InProcess;
 use ashore_testkit::mounted::Mounted;
 use rustix::fs::{FallocateFlags, fallocate, syncfs};
 
 /// Bytes the file has, at most.
 const LONGEST: u64 = 300_000;
 
-fn play(options: &MountOptions, writeback: bool, seed: u64, operations: u64) {
+fn play<F: FileSystem>(
+    options: &MountOptions,
+    serve: impl Fn(&Path) -> Arc<Session<F>>,
+    seed: u64,
+    operations: u64,
+) {
     let host = tempfile::tempdir_in("/var/tmp").unwrap();
-    let share = Options { writeback, ..Options::new(host.path()) };
-    let session = Session::new(Passthrough::new(share).unwrap(), Limits::default());
-    let mounted = Mounted::new(session, options, 2);
+    let mounted = Mounted::new(serve(host.path()), options, 2);
     let (here, there) = (mounted.path().join("f"), host.path().join("f"));
     let open = || File::options().read(true).write(true).create(true).truncate(false).open(&here).unwrap();
     let (mut file, mut model, mut random) = (open(), Vec::<u8>::new(), Random::new(seed));
     for step in 0..operations {
-        let at = || format!("seed {seed}, write-back {writeback}, step {step}");
+        let at = || format!("seed {seed}, step {step}");
         let (offset, length) = (random.below(LONGEST), 1 + random.below(20_000));
         let end = (offset + length).min(LONGEST);
         match random.below(100) {
@@ -80,11 +88,11 @@ fn play(options: &MountOptions, writeback: bool, seed: u64, operations: u64) {
     assert!(fs::read(&there).unwrap() == model, "seed {seed}: after unmounting");
 }
 
-fn seeds(options: &MountOptions, writeback: bool) {
+fn seeds<F: FileSystem>(options: &MountOptions, serve: impl Fn(&Path) -> Arc<Session<F>>) {
     let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(3_000);
     match number("ASHORE_FSX_SEED") {
-        Some(seed) => play(options, writeback, seed, operations),
-        None => (1..=4).for_each(|seed| play(options, writeback, seed, operations)),
+        Some(seed) => play(options, serve, seed, operations),
+        None => (1..=4).for_each(|seed| play(options, &serve, seed, operations)),
     }
 }
 
@@ -93,14 +101,19 @@ fn for_root() -> MountOptions {
     MountOptions::new().deliver_syncs(true).write_back_barrier(true)
 }
 
+fn directory(path: &Path, writeback: bool) -> Arc<Session<Passthrough>> {
+    let share = Options { writeback, ..Options::new(path) };
+    Session::new(Passthrough::new(share).unwrap(), Limits::default())
+}
+
 #[test]
 fn random_operations_give_what_a_file_in_memory_gives() {
-    seeds(&for_root(), false);
+    seeds(&for_root(), |path| directory(path, false));
 }
 
 #[test]
 fn random_operations_with_the_kernels_write_back_cache_do_too() {
-    seeds(&for_root(), true);
+    seeds(&for_root(), |path| directory(path, true));
 }
 
 /// By fusermount3, which nobody but root needs: this program runs the next test as nobody, in a mount namespace of its own with
@@ -123,5 +136,18 @@ fn random_operations_of_who_is_not_root_do_too() {
 #[ignore = "run by the one before, as another user"]
 fn played_as_nobody() {
     assert!(!rustix::process::geteuid().is_root());
-    seeds(&MountOptions::new(), false);
+    seeds(&MountOptions::new(), |path| directory(path, false));
+}
+
+/// With so little room that pages are evicted.
+#[test]
+fn random_operations_with_a_client_in_between_do_too() {
+    let servers = Mutex::new(Vec::new());
+    seeds(&for_root(), |path| {
+        let server = InProcess::serve(directory(path, true), 2).unwrap();
+        let client =
+            Client::options().cache_bytes(fsx::PAGES as usize * 4096).connect(server.socket()).unwrap();
+        servers.lock().unwrap().push(server);
+        Session::new(Remote::new(client), Limits::default())
+    });
 }

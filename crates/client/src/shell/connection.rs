@@ -122,7 +122,7 @@ impl Connection {
     }
 
     fn sender(&self, pid: u32) -> Sender {
-        let (uid, gid) = self.caller;
+        let (uid, gid) = crate::nodes::caller().unwrap_or(self.caller);
         Sender { uid, gid, pid }
     }
 

@@ -18,7 +18,7 @@ use crate::primitives::{Condvar, HashMap, Mutex, MutexGuard};
 /// One inode.
 pub(crate) struct Inode {
     pub(crate) node: NodeId,
-    generation: u64,
+    pub(crate) generation: u64,
     /// Lookups the server counts for us, given back when the inode is dropped.
     lookups: AtomicU64,
     state: Mutex<Locked>,

@@ -4,6 +4,7 @@
 //! dirty list, pool, chores, connection table, error log). None of the small ones is held while another is taken,
 //! and nothing is waited for while one is held, except on its own condition.
 
+pub(crate) mod attributes;
 pub(crate) mod change;
 pub(crate) mod connection;
 pub(crate) mod direct;

@@ -297,64 +297,83 @@ impl Mount {
         self.entered(parent, name, &entry, Asked::default())
     }
 
-    pub(crate) fn make_directory(self: &Arc<Self>, path: &Path, mode: u32) -> Result<Arc<Inode>, Errno> {
-        let (parent, name) = self.resolve_parent(path)?;
-        let request = Outgoing::new(Opcode::Mkdir, parent.node).with(&MkdirIn { mode, umask: 0 }).name(&name);
-        self.make(&parent, &name, request)
+    pub(crate) fn make_directory(
+        self: &Arc<Self>,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Arc<Inode>, Errno> {
+        let request = Outgoing::new(Opcode::Mkdir, parent.node).with(&MkdirIn { mode, umask: 0 }).name(name);
+        self.make(parent, name, request)
     }
 
     pub(crate) fn make_node(
         self: &Arc<Self>,
-        path: &Path,
+        parent: &Arc<Inode>,
+        name: &[u8],
         mode: u32,
         rdev: u32,
     ) -> Result<Arc<Inode>, Errno> {
-        let (parent, name) = self.resolve_parent(path)?;
         let arguments = MknodIn { mode, rdev, ..Default::default() };
-        let request = Outgoing::new(Opcode::Mknod, parent.node).with(&arguments).name(&name);
-        self.make(&parent, &name, request)
+        let request = Outgoing::new(Opcode::Mknod, parent.node).with(&arguments).name(name);
+        self.make(parent, name, request)
     }
 
-    pub(crate) fn make_symlink(self: &Arc<Self>, target: &[u8], path: &Path) -> Result<Arc<Inode>, Errno> {
-        let (parent, name) = self.resolve_parent(path)?;
+    pub(crate) fn make_symlink(
+        self: &Arc<Self>,
+        target: &[u8],
+        parent: &Arc<Inode>,
+        name: &[u8],
+    ) -> Result<Arc<Inode>, Errno> {
         if target.contains(&0) || target.is_empty() || target.len() > LINK_TARGET_MAX {
             return Err(Errno::EINVAL);
         }
-        let request = Outgoing::new(Opcode::Symlink, parent.node).name(&name).name(target);
-        self.make(&parent, &name, request)
+        let request = Outgoing::new(Opcode::Symlink, parent.node).name(name).name(target);
+        self.make(parent, name, request)
     }
 
-    pub(crate) fn make_link(self: &Arc<Self>, existing: &Arc<Inode>, path: &Path) -> Result<(), Errno> {
-        let (parent, name) = self.resolve_parent(path)?;
+    pub(crate) fn make_link(
+        self: &Arc<Self>,
+        existing: &Arc<Inode>,
+        parent: &Arc<Inode>,
+        name: &[u8],
+    ) -> Result<Arc<Inode>, Errno> {
         let request =
-            Outgoing::new(Opcode::Link, parent.node).with(&LinkIn { oldnodeid: existing.node.0 }).name(&name);
-        self.make(&parent, &name, request)?;
+            Outgoing::new(Opcode::Link, parent.node).with(&LinkIn { oldnodeid: existing.node.0 }).name(name);
+        let inode = self.make(parent, name, request)?;
         existing.lock().core.forget_attributes();
-        Ok(())
+        Ok(inode)
     }
 
     /// Removes a name: UNLINK or RMDIR.
-    pub(crate) fn remove(self: &Arc<Self>, path: &Path, opcode: Opcode) -> Result<(), Errno> {
-        let (parent, name) = self.resolve_parent(path)?;
-        self.change(Outgoing::new(opcode, parent.node).name(&name))?;
+    pub(crate) fn remove(
+        self: &Arc<Self>,
+        parent: &Arc<Inode>,
+        name: &[u8],
+        opcode: Opcode,
+    ) -> Result<(), Errno> {
+        self.change(Outgoing::new(opcode, parent.node).name(name))?;
         parent.lock().core.forget_attributes();
-        if let Some(inode) = self.forget_name(&parent, &name) {
+        if let Some(inode) = self.forget_name(parent, name) {
             inode.lock().core.forget_attributes();
         }
         Ok(())
     }
 
-    pub(crate) fn rename(self: &Arc<Self>, from: &Path, to: &Path, flags: u32) -> Result<(), Errno> {
-        let (old_parent, old_name) = self.resolve_parent(from)?;
-        let (new_parent, new_name) = self.resolve_parent(to)?;
+    pub(crate) fn rename(
+        self: &Arc<Self>,
+        (old_parent, old_name): (&Arc<Inode>, &[u8]),
+        (new_parent, new_name): (&Arc<Inode>, &[u8]),
+        flags: u32,
+    ) -> Result<(), Errno> {
         let arguments = Rename2In { newdir: new_parent.node.0, flags, padding: 0 };
         let request = if flags == 0 {
             Outgoing::new(Opcode::Rename, old_parent.node).with(&arguments.newdir)
         } else {
             Outgoing::new(Opcode::Rename2, old_parent.node).with(&arguments)
         };
-        self.change(request.name(&old_name).name(&new_name))?;
-        for (parent, name) in [(&old_parent, &old_name), (&new_parent, &new_name)] {
+        self.change(request.name(old_name).name(new_name))?;
+        for (parent, name) in [(old_parent, old_name), (new_parent, new_name)] {
             parent.lock().core.forget_attributes();
             if let Some(inode) = self.forget_name(parent, name) {
                 inode.lock().core.forget_attributes();

@@ -111,6 +111,13 @@ impl VhostUserLink {
         Ok(rustix::net::sockopt::socket_peercred(&self.watched)?.pid)
     }
 
+    /// Returns when the link has ended: the server has gone or broken the rules, or this side has closed it.
+    pub fn wait_until_ended(&self) {
+        while !self.shared.has_ended() {
+            wait_for([borrow(&self.shared.end); 2], PollFlags::IN);
+        }
+    }
+
     /// The request queue that this thread's requests take, from 1 on. Threads take queues in turn, each always the same
     /// one.
     pub fn queue_of_this_thread(&self) -> usize {
