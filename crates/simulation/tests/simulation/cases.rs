@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashore_barrier::model::thread::sleep;
+use ashore_barrier::model::{Instant, thread::sleep};
+use ashore_client::{Client, Options};
 use ashore_server::{Limits, Session};
 use ashore_simulation::host::{Cell, HIDDEN, SUBMOUNT, SimFs, Temper};
+use ashore_simulation::link::SimLink;
 use ashore_simulation::raw::RawClient;
 use ashore_simulation::run::each;
 use ashore_simulation::schedule::Dice;
@@ -192,5 +194,30 @@ fn a_sync_ends_although_a_write_that_came_later_does_not() {
         for sent in [earlier, later] {
             client.wait(sent).body.unwrap();
         }
+    });
+}
+
+/// Method: time passes only when everybody waits. A writer whose pages are sent only at the next look of the client's thread behind
+/// the scenes lets it pass.
+#[test]
+fn a_writer_that_is_held_up_goes_on_as_soon_as_the_server_has_answered() {
+    const FILE_PAGES: u64 = 2;
+    each(seeds(), "held up", |seed| {
+        let host = SimFs::new(seed, Temper::default());
+        let limits = Limits { early_sync_grace: Duration::ZERO, ..Limits::default() };
+        let session = Session::new(host, limits);
+        // One dirty page is enough to be written back, and two hold a writer up.
+        let options =
+            Options { background_percent: 1, dirty_percent: 1, request_timeout: None, ..Options::default() };
+        let client = Client::new(SimLink::new(Arc::clone(&session), 2), options).unwrap();
+        let file = client.create("file").unwrap();
+        let begun = Instant::now();
+        for write in 0..32 {
+            file.write_all_at(&[1; 4096], write % FILE_PAGES * 4096).unwrap();
+        }
+        assert_eq!(Instant::now() - begun, Duration::ZERO);
+        drop(file);
+        client.unmount().unwrap();
+        _ = session.end();
     });
 }
