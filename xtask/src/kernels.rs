@@ -31,7 +31,10 @@ fn fetch(version: &str) -> Result<()> {
     }
     let apt = Apt::own()?;
     let release = newest(&apt, version)?.with_context(|| {
-        format!("Debian has no cloud kernel {version} for amd64; these it has: {}", on_offer(&apt))
+        format!(
+            "Debian has no kernel {version} for amd64; these it has, each also with -full: {}",
+            on_offer(&apt)
+        )
     })?;
     unpack(&apt, &release)
 }
@@ -42,7 +45,7 @@ fn newest(apt: &Apt, version: &str) -> Result<Option<String>> {
 }
 
 fn releases(apt: &Apt) -> Result<Vec<String>> {
-    let names = apt.search("^linux-image-[0-9].*-cloud-amd64$")?;
+    let names = apt.search("^linux-image-[0-9].*-amd64$")?;
     let releases = names.iter().filter_map(|name| name.strip_prefix(PREFIX));
     // A name such as `6.12-cloud-amd64` is a package without content that depends on the newest.
     Ok(releases.filter(|release| numbers(release).len() > 3).map(str::to_owned).collect())

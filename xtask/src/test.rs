@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ashore_guest::{DEFAULT_KERNEL, KERNEL_VARIABLE};
+use ashore_guest::{DEFAULT_KERNEL, FULL_KERNEL, KERNEL_VARIABLE};
 
 use crate::interrupt::{self, Interrupt};
 use crate::setup;
@@ -27,7 +27,7 @@ enum Needs {
     Toolchain,
     /// QEMU and a guest's kernel.
     Guest,
-    /// And virtiofsd, for the doctor in a guest.
+    /// And virtiofsd, and a kernel that knows 9p, for the doctor in a guest.
     GuestAndPeer,
     /// virtiofsd, to hold our client against another server than ours.
     Peer,
@@ -293,6 +293,7 @@ impl Step {
             Needs::Guest => setup::ensure(&options.kernel)?,
             Needs::GuestAndPeer => {
                 setup::ensure(&options.kernel)?;
+                setup::ensure(FULL_KERNEL)?;
                 setup::ensure_peer()?;
             }
             Needs::Peer => drop(setup::ensure_peer()?),

@@ -76,6 +76,23 @@ impl Share {
     }
 }
 
+/// A directory of the host that QEMU itself shares, over 9p.
+#[derive(Clone, Debug)]
+pub(crate) struct NineP {
+    pub(crate) directory: PathBuf,
+    pub(crate) tag: String,
+}
+
+impl NineP {
+    fn mount_command(&self) -> String {
+        let Self { tag, .. } = self;
+        format!("mkdir -p /mnt/{tag} && mount -t 9p -o trans=virtio,version=9p2000.L {tag} /mnt/{tag}")
+    }
+}
+
+/// Modules for 9p over virtio. Kernels for clouds have none of them.
+const NINE_P_MODULES: [&str; 2] = ["9p", "9pnet_virtio"];
+
 /// A disk of a guest, which is so many bytes of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
@@ -91,6 +108,7 @@ pub struct Builder {
     cpus: u32,
     memory_mib: u32,
     shares: Vec<Share>,
+    nine_ps: Vec<NineP>,
     disks: Vec<Disk>,
     programs: Vec<String>,
     ashore: bool,
@@ -120,6 +138,12 @@ impl Builder {
     /// Another share.
     pub fn share(mut self, share: Share) -> Self {
         self.shares.push(share);
+        self
+    }
+
+    /// A directory that QEMU itself shares over 9p, mounted at `/mnt/TAG`. It takes a kernel such as [`FULL_KERNEL`](crate::FULL_KERNEL).
+    pub fn nine_p(mut self, directory: impl Into<PathBuf>, tag: &str) -> Self {
+        self.nine_ps.push(NineP { directory: directory.into(), tag: tag.to_owned() });
         self
     }
 
@@ -163,6 +187,7 @@ impl Builder {
             kernel: &kernel.image(),
             initramfs: &initramfs,
             shares: &self.shares,
+            nine_ps: &self.nine_ps,
             disks: &self.disks,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -173,7 +198,7 @@ impl Builder {
             format!("the guest did not come up; its console:\n{}\n{}", qemu.console(), qemu.complaints())
         })?;
         let guest = Guest { channel, release, qemu, _folder: folder };
-        guest.mount(&self.shares)?;
+        guest.mount(&self.shares, &self.nine_ps)?;
         Ok(guest)
     }
 
@@ -183,7 +208,10 @@ impl Builder {
         archive
             .add_program("busybox")
             .context("the guest's shell is made of busybox: run `cargo xtask setup` as root")?;
-        archive.add_modules(&modules::needed(&kernel.modules())?)?;
+        archive.add_modules(&modules::needed(
+            &kernel.modules(),
+            if self.nine_ps.is_empty() { &[] } else { &NINE_P_MODULES },
+        )?)?;
         for program in &self.programs {
             archive.add_program(program)?;
         }
@@ -214,6 +242,7 @@ impl Guest {
             cpus: 2,
             memory_mib: 512,
             shares: Vec::new(),
+            nine_ps: Vec::new(),
             disks: Vec::new(),
             programs: Vec::new(),
             ashore: false,
@@ -255,8 +284,9 @@ impl Guest {
         self.qemu.wait(POWER_OFF_PATIENCE)
     }
 
-    fn mount(&self, shares: &[Share]) -> Result<()> {
-        for command in shares.iter().filter_map(Share::mount_command) {
+    fn mount(&self, shares: &[Share], nine_ps: &[NineP]) -> Result<()> {
+        let nine_ps = nine_ps.iter().map(NineP::mount_command);
+        for command in shares.iter().filter_map(Share::mount_command).chain(nine_ps) {
             self.run(&command)?.success().with_context(|| {
                 format!("mounting a share in the guest failed; its console:\n{}", self.console())
             })?;

@@ -61,9 +61,17 @@ impl Kernel {
     }
 }
 
-/// Whether a release such as `6.12.117+deb12-cloud-amd64` belongs to a version such as `6.12`.
+/// The same with the drivers of every machine, 9p among them, for the guests that need one of these.
+pub const FULL_KERNEL: &str = "6.12-full";
+
+/// Whether a release such as `6.12.117+deb12-cloud-amd64` belongs to a version such as `6.12`; or
+/// `6.12.117+deb12-amd64`, which is not for clouds, to `6.12-full`.
 pub fn matches_version(release: &str, version: &str) -> bool {
-    release.strip_prefix(version).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+    let (version, full) = version.strip_suffix("-full").map_or((version, false), |version| (version, true));
+    let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_digit());
+    release.strip_prefix(version).is_some_and(ends)
+        && release.contains("-cloud-") != full
+        && !release.contains("-rt-")
 }
 
 /// The numbers in a release, in order: good enough to tell newer from older.
@@ -78,13 +86,20 @@ mod tests {
     #[test]
     fn the_newest_kernel_of_a_version_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        for release in ["6.1.0-56-cloud-amd64", "6.12.95+deb12-cloud-amd64", "6.12.117+deb12-cloud-amd64"] {
+        for release in [
+            "6.1.0-56-cloud-amd64",
+            "6.12.95+deb12-cloud-amd64",
+            "6.12.117+deb12-cloud-amd64",
+            "6.12.101+deb12-amd64",
+            "6.12.117+deb12-rt-amd64",
+        ] {
             fs::create_dir(dir.path().join(release)).unwrap();
         }
         let release = |version| Kernel::newest_in(dir.path(), version).map(|kernel| kernel.release);
         assert_eq!(release("6.12").as_deref(), Some("6.12.117+deb12-cloud-amd64"));
         assert_eq!(release("6.12.95").as_deref(), Some("6.12.95+deb12-cloud-amd64"));
         assert_eq!(release("6.1").as_deref(), Some("6.1.0-56-cloud-amd64"));
+        assert_eq!(release("6.12-full").as_deref(), Some("6.12.101+deb12-amd64"));
         assert_eq!(release("7.0"), None);
     }
 }

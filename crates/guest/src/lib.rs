@@ -48,6 +48,6 @@ pub use agent::target_dir;
 pub use channel::{Event, Output, Running};
 pub use disk::{BindMount, LoopImage, SmallDisk};
 pub use guest::{Builder, Guest, KERNEL_VARIABLE, Share};
-pub use kernel::{DEFAULT_KERNEL, Kernel};
+pub use kernel::{DEFAULT_KERNEL, FULL_KERNEL, Kernel};
 pub use pattern::count_blocks;
 pub use server::{SERVER_VARIABLE, Server, ServerBuilder};

@@ -17,12 +17,13 @@ pub(crate) struct Module {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// The needed modules below `folder` in the order in which they can be loaded; what is built in is left out.
-pub(crate) fn needed(folder: &Path) -> Result<Vec<Module>> {
+/// The needed modules below `folder`, and those named beside, in the order in which they can be loaded; what is built in is left
+/// out.
+pub(crate) fn needed(folder: &Path, beside: &[&str]) -> Result<Vec<Module>> {
     let mut files = Vec::new();
     collect(&folder.join("kernel"), &mut files)?;
     let mut loaded = Vec::new();
-    for name in NEEDED {
+    for name in NEEDED.iter().chain(beside) {
         add(name, &files, &mut loaded)?;
     }
     Ok(loaded)
@@ -101,12 +102,13 @@ mod tests {
         fs::write(kernel.join("virtiofs.ko"), b"..\0depends=fuse,virtio-ring\0..").unwrap();
         fs::write(kernel.join("fuse.ko"), b"..\0depends=\0..").unwrap();
         fs::write(kernel.join("virtio_ring.ko"), b"..").unwrap();
-        let names: Vec<String> = needed(dir.path()).unwrap().into_iter().map(|module| module.name).collect();
+        let names: Vec<String> =
+            needed(dir.path(), &[]).unwrap().into_iter().map(|module| module.name).collect();
         assert_eq!(names, ["fuse", "virtio_ring", "virtiofs"]);
     }
 
     #[test]
     fn a_kernel_without_modules_needs_none() {
-        assert!(needed(Path::new("/nonexistent")).unwrap().is_empty());
+        assert!(needed(Path::new("/nonexistent"), &["9p"]).unwrap().is_empty());
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::guest::{Disk, Share};
+use crate::guest::{Disk, NineP, Share};
 use crate::protocol::PORT_NAME;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -25,6 +25,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) shares: &'a [Share],
+    pub(crate) nine_ps: &'a [NineP],
     pub(crate) disks: &'a [Disk],
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
@@ -126,6 +127,12 @@ fn command(machine: &Machine<'_>, console: &Path, port: &Path) -> Command {
     add_ports(&mut command, port, machine.terminal);
     for (number, share) in machine.shares.iter().enumerate() {
         add_share(&mut command, number, share);
+    }
+    for (number, nine_p) in machine.nine_ps.iter().enumerate() {
+        let NineP { directory, tag } = nine_p;
+        let directory = directory.display();
+        command.args(["-fsdev", &format!("local,id=fs{number},path={directory},security_model=none")]);
+        command.args(["-device", &format!("virtio-9p-pci,fsdev=fs{number},mount_tag={tag}")]);
     }
     for (number, disk) in machine.disks.iter().enumerate() {
         add_disk(&mut command, number, disk);

@@ -44,7 +44,7 @@ mod on_this_host {
 }
 
 mod in_a_real_guest {
-    use ashore_testkit::guest::{Guest, LoopImage, Server, Share};
+    use ashore_testkit::guest::{FULL_KERNEL, Guest, LoopImage, Server, Share};
 
     use super::Verdicts;
 
@@ -102,6 +102,25 @@ mod in_a_real_guest {
         }
         let left = guest.run("ls -A /mnt/ours /mnt/theirs /mnt/cached /mnt/theirs-cached").unwrap();
         assert!(!left.success().unwrap().contains("doctor"), "files of the doctor are left");
+    }
+
+    /// 9p2000.L has no message for sync(2), which succeeds all the same; fsync(2) is passed on.
+    #[test]
+    fn of_9p_it_says_that_a_sync_makes_nothing_stable() {
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let guest = Guest::builder()
+            .kernel(FULL_KERNEL)
+            .ashore()
+            .memory_mib(1024)
+            .nine_p(directory.path(), "nine")
+            .boot()
+            .unwrap();
+        let output = guest.run("/bin/ashore doctor --json --path /mnt/nine").unwrap();
+        assert!(matches!(output.code, 0..=2), "{}", output.stderr);
+        eprintln!("9p: {}", output.stdout);
+        let verdicts = Verdicts(output.stdout);
+        verdicts.is("syncfs-known", "broken");
+        NOT_TO_BE_SEEN[1..].iter().for_each(|check| verdicts.is(check, "could_not_tell"));
     }
 
     /// Whether sync(2) of this guest waits for its data: not from 6.18.21, 6.19.11 and 7.0 on.
