@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 /// Where the system's log takes its lines.
 const SYSTEM_LOG: &str = "/dev/log";
@@ -31,6 +32,8 @@ pub(crate) enum LogLevel {
 /// Logs to standard error, as `[time LEVEL target] text`. `RUST_LOG`, where it is set, decides in place of `level`.
 pub(crate) fn start(level: LogLevel) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter(level)).with_writer(std::io::stderr);
+    // A request that is over, with the time it took: of interest at the level of requests, and off at the others.
+    let builder = builder.with_span_events(FmtSpan::CLOSE);
     builder.with_ansi(std::io::stderr().is_terminal()).init();
 }
 

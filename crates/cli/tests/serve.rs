@@ -315,3 +315,18 @@ fn an_id_map_is_shown_as_a_table_and_options_that_contradict_each_other_end_the_
         &["--posix-acl", "--xattrmap", ":ok:all:"],
     );
 }
+
+#[test]
+fn each_request_is_traced_with_its_time_where_that_is_asked_for() {
+    let share = tempfile::tempdir().unwrap();
+    let socket = share.path().join("socket");
+    for (level, traced) in [("trace", true), ("debug", false)] {
+        let server = Running::start(serve(share.path(), &socket, &["--log-level", level]));
+        let synced = ashore(&["sync", "--socket", socket.to_str().unwrap()]).output().unwrap();
+        assert!(synced.status.success());
+        let (_, log) = server.ended();
+        let traces = log.lines().any(|line| line.contains("opcode=GETATTR") && line.contains("time.busy="));
+        assert_eq!(traces, traced, "{log}");
+        assert_eq!(log.contains("shared_by=1"), traced, "{log}");
+    }
+}

@@ -251,6 +251,7 @@ impl HostFs {
             let fresh = rustix::fs::openat(descriptor, c".", flags, rustix::fs::Mode::empty()).told()?;
             return uninterrupted(|| self.calls.syncfs(self.device, fresh.as_fd())).told();
         }
+        let _span = tracing::trace_span!("syncfs", device = self.device).entered();
         uninterrupted(|| self.calls.syncfs(self.device, descriptor.as_fd())).told()?;
         uninterrupted(|| self.flush.after_sync(descriptor.as_fd())).told()
     }

@@ -199,6 +199,7 @@ impl<F: FileSystem> Session<F> {
             Err(error) => return (refuse(head, &error), None),
         };
         let (id, opcode) = (request.id, request.opcode);
+        let _span = tracing::trace_span!("request", %opcode, unique = id.0, node = request.node.0).entered();
         if bulk.room().is_none() && opcode.has_reply() {
             tracing::warn!("{opcode}, {id:?}, came without room for an answer and was not done");
             return (Step::NoAnswer, None);
@@ -239,6 +240,9 @@ impl<F: FileSystem> Session<F> {
                 Step::Answer(empty_header(id, self.take_leave()))
             }
             Ok(request) => {
+                let (opcode, unique) = (request.opcode, request.id.0);
+                let _span =
+                    tracing::trace_span!("carried on", %opcode, unique, node = request.node.0).entered();
                 Step::after(request.id, dispatch::perform(&self.filesystem, &request, bulk, scratch, leave))
             }
             Err(error) => refuse(head, &error),
@@ -269,6 +273,7 @@ impl<F: FileSystem> Session<F> {
         let answer = Box::new(move |synced| exchange.finish(empty_header(id, synced)));
         let session = Arc::clone(self);
         self.syncs.request(&self.pools.syncs, node, Waiting { earlier, complete, answer }, move |waiting| {
+            let _span = tracing::trace_span!("sync", node = node.0, shared_by = waiting.len()).entered();
             let begun = Instant::now();
             session.settle(waiting.iter().map(|one| &one.earlier));
             session.sync_counters.barrier_waits.note(begun.elapsed());
