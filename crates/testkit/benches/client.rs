@@ -33,6 +33,7 @@ const MEDIUM: u64 = 128 << 20;
 /// A file larger than the cache, for sequential reading and writing.
 const LARGE: u64 = 512 << 20;
 const CACHE: usize = 256 << 20;
+const ROOMY: usize = 2 << 30;
 const TURNS: usize = 21;
 const TURN: Duration = Duration::from_millis(40);
 
@@ -58,8 +59,12 @@ fn main() {
 }
 
 fn share() -> (SharedDirectory, Mounted) {
+    share_with_cache(CACHE)
+}
+
+fn share_with_cache(bytes: usize) -> (SharedDirectory, Mounted) {
     let share = SharedDirectory::new(Whose::Ashore);
-    let client = share.mount(Client::options().cache_bytes(CACHE).request_queues(1));
+    let client = share.mount(Client::options().cache_bytes(bytes).request_queues(1));
     (share, client)
 }
 
@@ -127,9 +132,10 @@ fn cached(what: &str) -> String {
     result
 }
 
-/// A file that fits in the cache and is there, as the native one is in the host's.
+/// A file that is in the cache, as the native one is in the host's, and as there small enough that writing back does not
+/// begin at once: below a tenth of the cache, or of memory.
 fn cached_in_order(what: &str) -> String {
-    let (share, client) = share();
+    let (share, client) = share_with_cache(ROOMY);
     let (_, native) = host_file(&share, "native", MEDIUM);
     let (_, _) = host_file(&share, "ours", MEDIUM);
     let file = client.open_with("ours", &ashore_client::OpenOptions::new().read(true).write(true)).unwrap();

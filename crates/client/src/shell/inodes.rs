@@ -51,10 +51,12 @@ pub(crate) struct WriteStream {
 
 impl WriteStream {
     /// Bytes from `start` to `end` were written. Returns whole pages to send now, once there are as many as one WRITE
-    /// takes: nobody will soon write to them again, and the server is at them while the writer goes on.
-    pub(crate) fn wrote(&mut self, start: u64, end: u64, run: u64) -> Option<Range<u64>> {
-        if start != self.next {
-            self.unsent = start.div_ceil(PAGE_SIZE as u64);
+    /// takes: nobody will soon write to them again, and the server is at them while the writer goes on. Of pages that the
+    /// cache had `already`, somebody may well do so: they are sent when they are old or too many.
+    pub(crate) fn wrote(&mut self, start: u64, end: u64, run: u64, already: bool) -> Option<Range<u64>> {
+        if start != self.next || already {
+            let from = if already { end } else { start };
+            self.unsent = from.div_ceil(PAGE_SIZE as u64);
         }
         self.next = end;
         let whole = end / PAGE_SIZE as u64;

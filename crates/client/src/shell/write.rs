@@ -50,12 +50,13 @@ impl Mount {
         };
         let end = start.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         end.ok_or(Errno::EFBIG)?;
-        let mut writer = CachedWriter { mount: self, inode, handle, alone: None };
+        let mut writer = CachedWriter { mount: self, inode, handle, alone: None, cached_already: true };
         let (mut locked, done, result) = writer.write(locked, data, start);
+        let already = writer.cached_already;
         let mut behind = None;
         if done > 0 {
             locked.core.touched(self.time_of_day());
-            behind = locked.stream.wrote(start, start + done as u64, self.agreed().write_pages);
+            behind = locked.stream.wrote(start, start + done as u64, self.agreed().write_pages, already);
         }
         drop(locked);
         if let Some(behind) = behind {
@@ -90,6 +91,8 @@ struct CachedWriter<'a> {
     /// The right to write alone, once the lock had to be given up in the middle: nobody else's bytes may come
     /// between ours.
     alone: Option<Exclusive>,
+    /// No page had to be brought in.
+    cached_already: bool,
 }
 
 impl<'a> CachedWriter<'a> {
@@ -126,6 +129,7 @@ impl<'a> CachedWriter<'a> {
                     self.inode.wait(&mut locked);
                 }
                 Lookup::Absent => {
+                    self.cached_already = false;
                     let (again, result) = self.bring_in(locked, index, in_page, left);
                     locked = again;
                     if result.is_err() {
