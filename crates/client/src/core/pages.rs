@@ -266,7 +266,6 @@ impl PageTable {
     }
 
     /// Pages whose write is in flight.
-    #[cfg(test)]
     pub(crate) fn writeback(&self) -> usize {
         self.writeback
     }

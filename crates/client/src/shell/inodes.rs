@@ -45,6 +45,8 @@ pub(crate) struct Locked {
 pub(crate) struct WriteStream {
     /// Where the next one would begin.
     next: u64,
+    /// The first page that was sent for it.
+    first: u64,
     /// The first page that was not yet sent for it.
     unsent: u64,
 }
@@ -57,6 +59,7 @@ impl WriteStream {
         if start != self.next || already {
             let from = if already { end } else { start };
             self.unsent = from.div_ceil(PAGE_SIZE as u64);
+            self.first = self.unsent;
         }
         self.next = end;
         let whole = end / PAGE_SIZE as u64;
@@ -64,6 +67,11 @@ impl WriteStream {
         let range = self.unsent..self.unsent + ready;
         self.unsent = range.end;
         (ready > 0).then_some(range)
+    }
+
+    /// Whether these pages were sent for it.
+    pub(crate) fn sent(&self, pages: &Range<u64>) -> bool {
+        self.first <= pages.start && pages.end <= self.unsent
     }
 }
 
@@ -287,11 +295,25 @@ mod tests {
     fn a_sequential_writer_leaves_whole_runs_behind_and_a_random_one_leaves_nothing() {
         let mut stream = WriteStream::default();
         let page = PAGE_SIZE as u64;
-        assert_eq!(stream.wrote(0, 3 * page + 5, 4), None);
-        assert_eq!(stream.wrote(3 * page + 5, 9 * page, 4), Some(0..8));
-        assert_eq!(stream.wrote(9 * page, 12 * page - 1, 4), None);
-        assert_eq!(stream.wrote(100, 6 * page, 4), Some(1..5), "another begins behind the page he shares");
-        assert_eq!(stream.wrote(50 * page, 53 * page, 4), None);
-        assert_eq!(stream.wrote(10 * page, 13 * page, 4), None);
+        assert_eq!(stream.wrote(0, 3 * page + 5, 4, false), None);
+        assert_eq!(stream.wrote(3 * page + 5, 9 * page, 4, false), Some(0..8));
+        assert_eq!(stream.wrote(9 * page, 12 * page - 1, 4, false), None);
+        assert_eq!(
+            stream.wrote(100, 6 * page, 4, false),
+            Some(1..5),
+            "another begins behind the page he shares"
+        );
+        assert_eq!(stream.wrote(50 * page, 53 * page, 4, false), None);
+        assert_eq!(stream.wrote(10 * page, 13 * page, 4, false), None);
+    }
+
+    #[test]
+    fn what_was_cached_already_is_left_and_was_not_sent_for_the_stream() {
+        let mut stream = WriteStream::default();
+        let page = PAGE_SIZE as u64;
+        assert_eq!(stream.wrote(0, 8 * page, 4, true), None);
+        assert_eq!(stream.wrote(8 * page, 16 * page, 4, false), Some(8..16));
+        assert!(stream.sent(&(8..12)) && stream.sent(&(12..16)));
+        assert!(!stream.sent(&(4..12)) && !stream.sent(&(12..20)));
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod write;
 pub(crate) mod writeback;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ use crate::Options;
 use crate::core::errors::ErrorLog;
 use crate::core::inode::{Moment, Timestamp};
 use crate::core::names::NameCache;
+use crate::core::pages::PAGE_SIZE;
 use crate::core::rounds::Rounds;
 use crate::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::primitives::{Condvar, HashMap, Instant, Mutex};
@@ -200,6 +202,20 @@ impl Mount {
             self.pool.give(freed);
         }
         self.pool.free()
+    }
+
+    /// Drops pages that somebody who reads or writes a file from one end to the other has behind him, if they are clean. Of
+    /// a file larger than the cache nothing would be left when he comes again. So they make room for what is before him:
+    /// the rest of the cache stays as it is, and the data passes through memory that processors have at hand.
+    pub(crate) fn drop_behind(&self, locked: &mut Locked, pages: Range<u64>) {
+        if self.is_larger_than_cache(locked) {
+            self.pool.give(locked.core.pages.remove_range(pages, true));
+        }
+    }
+
+    /// Whether the cache could not hold all of this file.
+    pub(crate) fn is_larger_than_cache(&self, locked: &Locked) -> bool {
+        locked.core.size().div_ceil(PAGE_SIZE as u64) > self.pool.total() as u64
     }
 
     /// Sees to it that so many pages were free at least for a moment, writing back and waiting if need be.

@@ -20,6 +20,9 @@ pub(crate) const PAGES_PER_TURN: u64 = 64;
 /// Pages read ahead in one READ, at most: a reader goes on with the first of them while the server is at the next.
 const PAGES_PER_PIECE: u64 = 64;
 
+/// How far behind a reader pages of a file larger than the cache are looked for, to be dropped: a few windows.
+const DROPPED_BEHIND: u64 = 4096;
+
 /// How far ahead of a reader the cache is filled.
 pub(crate) struct ReadAhead {
     plan: Mutex<Plan>,
@@ -192,6 +195,8 @@ impl Mount {
     ) -> MutexGuard<'a, Locked> {
         drop(locked);
         if let Some(ahead) = handle.read_ahead.hit(index, self.agreed().readahead_pages) {
+            let behind = index.saturating_sub(ahead.end - ahead.start);
+            self.drop_behind(&mut inode.lock(), behind.saturating_sub(DROPPED_BEHIND)..behind);
             self.fill_ahead(inode, handle, ahead);
         }
         inode.lock()

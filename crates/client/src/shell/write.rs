@@ -26,6 +26,10 @@ pub(crate) enum Place {
 /// The largest offset a file may have, as for Linux (`MAX_LFS_FILESIZE`).
 pub(crate) const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 
+/// Pages in flight above which a writer of a file larger than the cache waits, if they
+/// are not more than an eighth of the cache: 6 MiB, a part of most last-level caches.
+const STREAM_PAGES_IN_FLIGHT: usize = 1536;
+
 impl Mount {
     /// Writes into the cache. Returns where the write began and how many bytes were taken: fewer than given only if
     /// an error came after the first of them.
@@ -41,7 +45,7 @@ impl Mount {
             self.throttle()?;
         }
         let mut locked = inode.lock();
-        while locked.core.writer {
+        while locked.core.writer || self.is_too_far_ahead(&locked) {
             inode.wait(&mut locked);
         }
         let start = match place {
@@ -69,6 +73,13 @@ impl Mount {
             Err(errno) if done == 0 => Err(errno),
             _ => Ok((start, done)),
         }
+    }
+
+    /// Whether the pages of this file that are with the server are more than processors have at hand. Whoever writes a file
+    /// larger than the cache will have to wait for the server anyway, and does so while both can go on in such memory.
+    fn is_too_far_ahead(&self, locked: &Locked) -> bool {
+        let bound = STREAM_PAGES_IN_FLIGHT.min(self.pool.total() / 8);
+        locked.core.pages.writeback() > bound && self.is_larger_than_cache(locked)
     }
 
     /// Waits until so much has been written back that there may be dirty pages again.

@@ -183,6 +183,9 @@ impl Mount {
         }
         let mut locked = sent.inode.lock();
         locked.core.run_answered(&sent.run, result);
+        if result.is_ok() && locked.stream.sent(&sent.run.indices) {
+            self.drop_behind(&mut locked, sent.run.indices.clone());
+        }
         self.writeback_pages.fetch_sub(sent.run.pages.len(), Ordering::Relaxed);
         let times_due = locked.core.times_due();
         self.maybe_off_dirty_list(&sent.inode, &mut locked);
