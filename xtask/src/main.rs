@@ -1,10 +1,12 @@
 //! Tasks of this workspace, as one program that needs nothing but Rust and a Debian with apt: `cargo xtask TASK`.
 
 mod apt;
+mod figures;
 mod guest;
 mod interrupt;
 mod kernels;
 mod man;
+mod mutants;
 mod setup;
 mod test;
 
@@ -29,6 +31,8 @@ enum Task {
     Man,
     /// Run everything that a change is judged by.
     Test(test::Options),
+    /// Of that, what shows that a sync can be trusted: schedules, seeds, power cuts, deliberate bugs, each counted.
+    Proof(test::ProofOptions),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         Task::Guest(options) => guest::run(&options),
         Task::Man => man::run(),
         Task::Test(options) => test::run(&options),
+        Task::Proof(options) => test::prove(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

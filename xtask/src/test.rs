@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use ashore_guest::{DEFAULT_KERNEL, FULL_KERNEL, KERNEL_VARIABLE};
 
+use crate::figures::Figures;
 use crate::interrupt::{self, Interrupt};
 use crate::setup;
 
@@ -34,7 +35,8 @@ enum Needs {
 }
 
 /// The barrier's suite, which runs over modelled threads or over real ones.
-const BARRIER: [&str; 6] = ["test", "--release", "--package", "ashore-barrier", "--test", "suite"];
+const BARRIER: [&str; 8] =
+    ["test", "--release", "--package", "ashore-barrier", "--test", "suite", "--", "--nocapture"];
 /// The shipped client and server, threads and all, under a seeded scheduler.
 const SIMULATION: [&str; 8] =
     ["test", "--release", "--package", "ashore-simulation", "--test", "simulation", "--", "--nocapture"];
@@ -189,16 +191,19 @@ const STEPS: [Step; 16] = [
     },
     Step {
         name: "mutants-server",
-        purpose: "deliberate bugs of the server, in memory and over a socket",
+        purpose: "deliberate bugs of server and client, in memory and over a socket",
         arguments: &[
             "test",
             "--package",
             "ashore-testkit",
             "--test",
             "server_mutants",
+            "--test",
+            "client_mutants",
             "--",
             "--nocapture",
             "the_table_is_complete",
+            "the_tests_pass",
             "every_mutant",
         ],
         needs: Needs::Toolchain,
@@ -234,6 +239,40 @@ pub(crate) struct Options {
     /// Name the steps and run none
     #[arg(long)]
     list: bool,
+    /// Try much more: 10,000,000 seeds, 20,000 states after a power cut; takes hours
+    #[arg(long)]
+    long: bool,
+}
+
+/// The steps that count what they have tried, and switch deliberate bugs on: the proof that syncs can be trusted.
+const PROOF: [&str; 10] = [
+    "loom",
+    "shuttle",
+    "mutants-loom",
+    "mutants-shuttle",
+    "simulation",
+    "mutants-simulation",
+    "mutants",
+    "mutants-passthrough",
+    "mutants-server",
+    "power-cuts",
+];
+
+/// What `--long` tells the tests, by the environment.
+const LONG: [(&str, &str); 2] = [("ASHORE_SEEDS", "10000000"), ("ASHORE_POWER_CUT_ROUNDS", "10")];
+
+#[derive(clap::Args)]
+pub(crate) struct ProofOptions {
+    /// Try much more: 10,000,000 seeds, 20,000 states after a power cut; takes hours
+    #[arg(long)]
+    long: bool,
+}
+
+/// Runs the proof, and says on what.
+pub(crate) fn prove(options: &ProofOptions) -> Result<ExitCode> {
+    let steps = PROOF.iter().map(|step| (*step).to_owned()).collect();
+    let (kernel, long) = (DEFAULT_KERNEL.to_owned(), options.long);
+    run(&Options { steps, kernel, keep_going: true, list: false, long })
 }
 
 /// How a step went.
@@ -254,9 +293,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let interrupt = Interrupt::catch()?;
     let mut outcomes = Vec::new();
+    let mut figures = Figures::default();
+    let origin = origin();
+    println!("{origin}");
     let chosen = chosen(&options.steps)?;
     for step in &chosen {
-        let outcome = step.run(options)?;
+        let outcome = step.run(options, &mut figures)?;
         let succeeded = outcome.succeeded;
         outcomes.push(outcome);
         if interrupt.is_noted() {
@@ -267,7 +309,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     close(&outcomes, &chosen[outcomes.len()..]);
-    let good = outcomes.iter().all(|outcome| outcome.succeeded);
+    let missed = figures
+        .close(options.long, |name| outcomes.iter().any(|outcome| outcome.name == name && outcome.succeeded));
+    missed.iter().for_each(|missed| println!("MISSED {missed}"));
+    figures.again.iter().for_each(|again| println!("AGAIN {again}"));
+    println!("{origin}");
+    let good = missed.is_empty() && outcomes.iter().all(|outcome| outcome.succeeded);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -285,7 +332,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Step>> {
 }
 
 impl Step {
-    fn run(&self, options: &Options) -> Result<Outcome> {
+    fn run(&self, options: &Options, figures: &mut Figures) -> Result<Outcome> {
         println!("\n== {}: {}", self.name, self.purpose);
         let start = Instant::now();
         match self.needs {
@@ -298,7 +345,7 @@ impl Step {
             }
             Needs::Peer => drop(setup::ensure_peer()?),
         }
-        let (succeeded, passed, failed) = self.cargo(options)?;
+        let (succeeded, passed, failed) = self.cargo(options, figures)?;
         // A step that fails without a failed test did not get as far as its tests.
         let failed = if succeeded { failed } else { failed.max(1) };
         let time = start.elapsed();
@@ -307,7 +354,7 @@ impl Step {
     }
 
     /// Output is passed on line by line as it comes, and the lines that sum up tests are added.
-    fn cargo(&self, options: &Options) -> Result<(bool, usize, usize)> {
+    fn cargo(&self, options: &Options, figures: &mut Figures) -> Result<(bool, usize, usize)> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         let (command, rest) = self.arguments.split_at(1);
         cargo.args(command).stdout(Stdio::piped());
@@ -315,6 +362,7 @@ impl Step {
             cargo.arg("--no-fail-fast");
         }
         cargo.args(rest).env(KERNEL_VARIABLE, &options.kernel);
+        cargo.envs(LONG.iter().copied().filter(|_| options.long));
         if !self.cfgs.is_empty() {
             let flags: Vec<_> = self.cfgs.iter().map(|cfg| format!("--cfg {cfg}")).collect();
             let base = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
@@ -327,6 +375,7 @@ impl Step {
         for line in BufReader::new(output).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             println!("{line}");
+            figures.read(self.name, &line);
             if let Some(counts) = counts(&line) {
                 passed += counts.0;
                 failed += counts.1;
@@ -334,6 +383,28 @@ impl Step {
         }
         Ok((child.wait()?.success(), passed, failed))
     }
+}
+
+/// What the figures are of: the commit, and the machine.
+fn origin() -> String {
+    let output = |program: &str, arguments: &[&str]| {
+        let output =
+            Command::new(program).args(arguments).output().ok().filter(|output| output.status.success());
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = output("git", &["describe", "--always", "--dirty", "--abbrev=12"]);
+    let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    format!(
+        "commit {}, {}, {processors} processors of {}, {}",
+        commit.as_deref().unwrap_or("unknown"),
+        output("uname", &["-sr"]).as_deref().unwrap_or("unknown system"),
+        model.as_deref().unwrap_or("unknown kind"),
+        output("date", &["-I"]).as_deref().unwrap_or("unknown day"),
+    )
 }
 
 /// From `test result: ok. 12 passed; 1 failed; ...`.

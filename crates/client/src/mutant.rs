@@ -1,7 +1,7 @@
 //! Deliberate bugs, to show that the tests can fail. Only a build with `--cfg mutants` has them; in any other,
 //! [`on`] is the constant `false` and nothing is left of them.
 
-/// The bugs. `crates/simulation/tests/simulation.rs` runs the simulation with each.
+/// The bugs. The simulation runs with them, and `crates/testkit/tests/client_mutants.rs` says what else must catch each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
     /// SYNCFS is sent without a wait for what is in flight.
@@ -14,6 +14,10 @@ pub(crate) enum Mutant {
     LeavesBeforeRecorded,
     /// The error of a write nobody waits for is not recorded.
     WriteErrorForgotten,
+    /// The answer to a run makes its pages clean, those that were written to meanwhile too.
+    RedirtiedIsClean,
+    /// A change is in the barrier for as long as its caller cares, not until it is answered.
+    CallerLeaves,
 }
 
 #[cfg(not(mutants))]

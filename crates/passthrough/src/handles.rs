@@ -99,6 +99,13 @@ impl Handles {
         }
     }
 
+    /// Some other open file, for a deliberate bug.
+    pub(crate) fn other_than(&self, file: &Arc<OpenFile>) -> Option<Arc<OpenFile>> {
+        let open =
+            self.shards.iter().flat_map(|shard| shard.lock().slots.clone()).filter_map(|(_, file)| file);
+        open.into_iter().find(|other| !Arc::ptr_eq(other, file))
+    }
+
     /// The handle is not valid any more. The file is closed when no request uses it.
     pub(crate) fn remove(&self, handle: FileHandle, node: NodeId) -> Result<Arc<OpenFile>> {
         let (shard, index, generation) = self.locate(handle);

@@ -36,6 +36,8 @@ pub(crate) enum Mutant {
     EpochIgnored,
     /// What a failed sync covered is forgotten.
     FailedForgotten,
+    /// An fsync is of another open file than its handle's, if there is one.
+    OtherFileSynced,
 }
 
 #[cfg(not(mutants))]

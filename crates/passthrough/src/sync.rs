@@ -302,6 +302,9 @@ fn means_loss(errno: Errno) -> bool {
 /// FSYNC and FSYNCDIR.
 pub(crate) fn fsync(fs: &Passthrough, node: NodeId, handle: FileHandle, data_only: bool) -> Result<()> {
     let file = fs.handles.find(handle, node)?;
+    if mutant::on(Mutant::OtherFileSynced) {
+        return fsync_file(fs, &fs.handles.other_than(&file).unwrap_or(file), data_only);
+    }
     fsync_file(fs, &file, data_only)
 }
 

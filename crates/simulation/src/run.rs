@@ -72,7 +72,7 @@ pub fn each(seeds: Range<u64>, test: &str, execution: impl Fn(u64) + Send + Sync
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runner.run(execution))) {
         let seed = schedule::seed();
-        eprintln!("{test}: seed {seed} failed; again: ASHORE_SEED={seed} cargo xtask test simulation");
+        println!("{test}: seed {seed} failed; again: ASHORE_SEED={seed} cargo xtask test simulation");
         resume_unwind(panic);
     }
 }

@@ -18,26 +18,39 @@ mod power_cuts {
     use ashore_testkit::guest::Server;
     use ashore_testkit::guest::workload::{HostDirectory, Outcome, Progress, SyncCall};
     use ashore_testkit::power_cut::{
-        ClientTarget, Kind, OtherSync, Recording, Rung, Scenario, Stage, Way, connect,
+        ClientTarget, Kind, OtherSync, Recording, Report, Rung, Scenario, Stage, Way, connect,
     };
     use rustix::process::Signal;
 
     /// Names another first seed, for a run that has not been before.
     const SEED_VARIABLE: &str = "ASHORE_POWER_CUT_SEED";
+    /// As many times as many recordings, for a long run.
+    const ROUNDS_VARIABLE: &str = "ASHORE_POWER_CUT_ROUNDS";
     const STATES: usize = 100;
 
+    fn number(variable: &str) -> u64 {
+        let named = std::env::var(variable).ok();
+        named.map_or(1, |value| value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
+    }
+
     fn first_seed() -> u64 {
-        let named = std::env::var(SEED_VARIABLE).ok();
-        named.map_or(1, |seed| seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE}={seed} is no number")))
+        number(SEED_VARIABLE)
     }
 
     fn keeps_every_promise(way: Way, kind: Kind, recordings: u64) {
-        for number in 0..recordings {
-            let rung = Rung::climb(way, &Scenario::new(kind, first_seed() + number), STATES).unwrap();
+        for recording in 0..recordings * number(ROUNDS_VARIABLE) {
+            let rung = Rung::climb(way, &Scenario::new(kind, first_seed() + recording), STATES).unwrap();
             println!("{rung}");
+            figure(if way.has_guest() { "guest" } else { "native" }, &rung.report);
             assert!(rung.syncs > 40, "{rung}: too little was synced to say anything");
             assert!(rung.report.broken.is_empty(), "{rung}; what is wrong stands above");
         }
+    }
+
+    /// For whoever counts them; see docs/testing.md. One write, so that no other test's line comes between.
+    fn figure(where_from: &str, report: &Report) {
+        let (states, broken) = (report.states, report.broken.len());
+        print!("\nFIGURE power-cut-states-{where_from} {states}\nFIGURE power-cut-states-broken {broken}\n");
     }
 
     mod without_a_server {
@@ -117,14 +130,16 @@ mod power_cuts {
 
         #[test]
         fn every_promise_is_kept_when_only_the_shares_own_changes_are_synced() {
-            keeps_every_promise(Way::GUEST_SHARE, Kind::Ext4, 1);
+            for kind in Kind::ALL {
+                keeps_every_promise(Way::GUEST_SHARE, kind, 1);
+            }
         }
 
         /// That its marks are not too kind: a guest that syncs nothing is found out.
         #[test]
         fn a_guest_that_does_not_sync_is_caught() {
             let recording = Way::GUEST_UNSYNCED.record(&Scenario::new(Kind::Ext4, first_seed())).unwrap();
-            is_caught("no sync in a guest", &recording);
+            is_caught_as("7", "no sync in a guest", &recording);
         }
     }
 
@@ -132,10 +147,16 @@ mod power_cuts {
     const CAUGHT_WITHIN: usize = 20;
 
     fn is_caught(fault: &str, recording: &Recording) {
+        is_caught_as("-", fault, recording);
+    }
+
+    /// With its number, as the project's list of mutants has it.
+    fn is_caught_as(number: &str, fault: &str, recording: &Recording) {
         let report = recording.cut(CAUGHT_WITHIN, recording.plan.seed).unwrap();
         let broken = report.broken.len();
         println!("{fault:36} {:5}: {broken} of {} states broken", recording.kind.name(), report.states);
         assert!(broken > 0, "{fault} on {:?} was not caught in {CAUGHT_WITHIN} states", recording.kind);
+        print!("\nCAUGHT {number} power-cuts: {fault}, {}\n", recording.kind.name());
     }
 
     mod deliberate_faults {
@@ -166,7 +187,7 @@ mod power_cuts {
         fn no_sync_at_all_is_caught() {
             for kind in KINDS {
                 let recording = record(&Scenario::new(kind, first_seed()), false, |_| Ok(()));
-                is_caught("no sync", &recording);
+                is_caught_as("7", "no sync", &recording);
             }
         }
 
@@ -175,7 +196,7 @@ mod power_cuts {
             for kind in KINDS {
                 let mut scenario = Scenario::new(kind, first_seed());
                 scenario.plan.floors_read_late = true;
-                is_caught("floors read too late", &record(&scenario, true, syncfs));
+                is_caught_as("18", "floors read too late", &record(&scenario, true, syncfs));
             }
         }
 
@@ -183,7 +204,11 @@ mod power_cuts {
         fn an_fsync_of_one_file_in_place_of_a_sync_is_caught() {
             for kind in KINDS {
                 let one = |root: &Path| File::open(root.join("anchor"))?.sync_all();
-                is_caught("fsync of one file", &record(&Scenario::new(kind, first_seed()), true, one));
+                is_caught_as(
+                    "20",
+                    "fsync of one file",
+                    &record(&Scenario::new(kind, first_seed()), true, one),
+                );
             }
         }
 
@@ -192,7 +217,7 @@ mod power_cuts {
         fn writing_data_back_without_a_flush_is_caught() {
             for kind in KINDS {
                 let recording = record(&Scenario::new(kind, first_seed()), false, write_back);
-                is_caught("write-back (sync_file_range)", &recording);
+                is_caught_as("19", "write-back (sync_file_range)", &recording);
             }
         }
 
@@ -214,7 +239,7 @@ mod power_cuts {
         #[test]
         fn an_ext4_that_sends_no_flushes_is_caught() {
             let scenario = Scenario { mount_options: "nobarrier", ..Scenario::new(Kind::Ext4, first_seed()) };
-            is_caught("nobarrier", &record(&scenario, true, syncfs));
+            is_caught_as("19", "nobarrier", &record(&scenario, true, syncfs));
         }
 
         #[test]
@@ -271,6 +296,7 @@ mod power_cuts {
                 report.states,
                 report.broken.len()
             );
+            figure("native", &report);
             assert!(report.broken.is_empty(), "{:#?}", report.broken);
         }
 
@@ -347,6 +373,7 @@ mod power_cuts {
                 report.broken.len()
             );
             assert!(failed > 0 && told > 0);
+            figure("native", &report);
             assert!(report.broken.is_empty(), "{:#?}", report.broken);
         }
 
@@ -375,7 +402,7 @@ mod power_cuts {
         #[test]
         fn a_sync_that_keeps_the_error_to_itself_is_caught() {
             let (recording, _) = record(Kind::Ext4, CacheMode::None, &[], true);
-            is_caught("error of a sync swallowed", &recording);
+            is_caught_as("13", "error of a sync swallowed", &recording);
         }
     }
 }

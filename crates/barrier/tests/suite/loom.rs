@@ -28,7 +28,9 @@ fn explore(name: &str, bound: Option<usize>, scenario: impl Fn() + Send + Sync +
     });
     let all =
         bound.map_or("exhausted".to_owned(), |bound| format!("exhausted with preemption bound {bound}"));
-    println!("{name}: {} schedules, {:.1} s, {all}", schedules.load(Relaxed), start.elapsed().as_secs_f64());
+    let schedules = schedules.load(Relaxed);
+    println!("{name}: {schedules} schedules, {:.1} s, {all}", start.elapsed().as_secs_f64());
+    println!("FIGURE loom-schedules {schedules}");
 }
 
 macro_rules! models {

@@ -14,6 +14,7 @@ fn explore(name: &str, scenario: impl Fn() + Send + Sync + Copy + 'static) {
     ::shuttle::check_pct(scenario, schedules, 3);
     ::shuttle::check_random(scenario, schedules);
     println!("{name}: {schedules} random schedules, {schedules} PCT of depth 3");
+    println!("FIGURE shuttle-schedules {}", 2 * schedules);
 }
 
 macro_rules! models {

@@ -23,6 +23,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::mutant::{self, Mutant};
+
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: usize = ashore_wire::link::PAGE_BYTES;
 const PAGES_IN_CHUNK: u64 = 64;
@@ -166,7 +168,10 @@ impl PageTable {
             let (chunk, mask) = self.chunk_mut(index);
             assert_ne!(chunk.writeback & mask, 0, "only a page in writeback can end it");
             chunk.writeback &= !mask;
+            let forgotten = if mutant::on(Mutant::RedirtiedIsClean) { chunk.dirty & mask } else { 0 };
+            chunk.dirty &= !forgotten;
             self.writeback -= 1;
+            self.dirty -= usize::from(forgotten != 0);
         }
     }
 

@@ -15,6 +15,7 @@ use super::message::{Answer, Outgoing};
 use super::patience::Patience;
 use super::port::{Completed, Port};
 use crate::core::in_flight::{InFlight, interrupt_id};
+use crate::mutant::{self, Mutant};
 use crate::primitives::{Condvar, Instant, Mutex};
 
 /// What is to be done with an answer. Runs on the thread that brings answers: it must not wait.
@@ -216,6 +217,7 @@ impl Mount {
         ticket: Option<Ticket>,
         then: impl FnOnce(Result<Answer, Errno>) -> Result<T, Errno> + Send + 'static,
     ) -> Result<T, Errno> {
+        let ticket = ticket.filter(|_| !mutant::on(Mutant::CallerLeaves));
         let reply = self.ask(request, ticket, then);
         self.wait_reply(reply, &Patience::ENDLESS)?
     }

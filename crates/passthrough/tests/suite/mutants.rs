@@ -18,6 +18,7 @@ const TRIALS: &[Trial] = &[
     ("24", "DirectoriesSkipped", "scope::exactly_what_was_changed_is_synced"),
     ("28", "RestartForgets", "scope::the_first_sync_covers_what_an_earlier_server_left_behind"),
     ("28", "RestartForgets", "syncing::the_host_is_synced_once_for_what_changed_and_not_again"),
+    ("29", "OtherFileSynced", "scope::an_fsync_is_of_the_file_that_was_opened_whatever_has_its_name_now"),
     ("31", "WriteNotStable", "syncing::a_single_write_that_asks_to_be_stable_is_in_every_cache_mode"),
     ("32", "NamelessFails", "scope::exactly_what_was_changed_is_synced"),
     ("-", "EpochIgnored", "scope::exactly_what_was_changed_is_synced"),

@@ -253,6 +253,26 @@ fn failing(times: u64, errno: HostErrno) -> Host {
 }
 
 #[test]
+fn an_fsync_is_of_the_file_that_was_opened_whatever_has_its_name_now() {
+    let host = Host::real();
+    let (_disk, share) = known_share(&host);
+    let old = share.create(ROOT, "f").unwrap();
+    let old_number = number(&share, "f");
+    let new = share.create(ROOT, "g").unwrap();
+    share.rename((ROOT, "g"), (ROOT, "f"), 0).unwrap();
+    let again = share.open(NodeId(new.entry.node), RDWR).unwrap();
+    host.take();
+    let synced = |node: u64, handle| {
+        share.fs.fsync(NodeId(node), handle, false).unwrap();
+        host.take()
+    };
+    assert_eq!(synced(old.entry.node, old.opened.handle), BTreeSet::from([Call::Fsync(old_number)]));
+    let new_number = number(&share, "f");
+    assert_eq!(synced(new.entry.node, new.opened.handle), BTreeSet::from([Call::Fsync(new_number)]));
+    assert_eq!(synced(new.entry.node, again.handle), BTreeSet::from([Call::Fsync(new_number)]));
+}
+
+#[test]
 fn an_error_is_told_to_the_sync_and_to_the_files_own_fsync() {
     for (host_errno, errno) in
         [(HostErrno::IO, Errno::EIO), (HostErrno::NOSPC, Errno::ENOSPC), (HostErrno::ROFS, Errno::EROFS)]

@@ -21,6 +21,8 @@ pub(crate) fn each_is_caught(trials: &[Trial]) {
     }
     println!("{:>2}  {:<21} {:<85} {:>7}  caught by", "#", "bug", "test", "time");
     let escaped = trials.iter().filter(|(number, bug, test)| !is_caught(number, bug, test)).count();
+    // For whoever counts them; see docs/testing.md.
+    println!("FIGURE mutants-tried {}\nFIGURE mutants-escaped {escaped}", trials.len());
     assert_eq!(escaped, 0, "mutants escaped");
 }
 
@@ -34,6 +36,14 @@ pub(crate) fn are_complete_and_pass_without_a_bug(trials: &[Trial], source: &str
     for bug in bugs.lines().filter_map(|line| line.trim().strip_suffix(',')) {
         assert!(trials.iter().any(|trial| trial.1 == bug), "no test is known to catch {bug}");
     }
+    pass_without_a_bug(trials);
+}
+
+/// Fails if a test fails without a bug.
+pub(crate) fn pass_without_a_bug(trials: &[Trial]) {
+    if var_os(VARIABLE).is_some() {
+        return;
+    }
     for (_, _, test) in trials {
         assert_eq!(run("", test), None, "{test} fails without a bug");
     }
@@ -44,6 +54,9 @@ fn is_caught(number: &str, bug: &str, test: &str) -> bool {
     let verdict = run(bug, test);
     let (seconds, how) = (start.elapsed().as_secs_f64(), verdict.as_deref().unwrap_or("NOT CAUGHT"));
     println!("{number:>2}  {bug:<21} {test:<85} {seconds:>5.1} s  {how}");
+    if verdict.is_some() {
+        println!("CAUGHT {number} {bug} {test}");
+    }
     verdict.is_some()
 }
 

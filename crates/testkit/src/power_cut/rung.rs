@@ -46,7 +46,7 @@ impl Rung {
         let rung = Rung { way: way.name, kind: recording.kind, seed, entries, syncs, recorded, report };
         if !rung.report.broken.is_empty() {
             let path = recording.save(&format!("{}-{}-{seed}", way.name, recording.kind.name()))?;
-            eprintln!("{}", rung.complaint(&path.display().to_string()));
+            println!("{}", rung.complaint(&path.display().to_string()));
         }
         Ok(rung)
     }

@@ -72,6 +72,11 @@ impl Way {
         Way::GUEST_SHARE,
     ];
 
+    /// Whether a guest's kernel takes part.
+    pub fn has_guest(self) -> bool {
+        matches!(self.through, Through::Guest { .. })
+    }
+
     /// The sound one of this name.
     pub fn from_name(name: &str) -> Option<Way> {
         Way::SOUND.into_iter().find(|way| way.name == name)
