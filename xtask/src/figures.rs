@@ -55,8 +55,8 @@ const GOALS: [Goal; 9] = [
 #[derive(Default)]
 pub(crate) struct Figures {
     sums: BTreeMap<String, u64>,
-    /// By the number in the list of deliberate bugs: what caught it, and in which step.
-    caught: BTreeMap<usize, Vec<String>>,
+    /// By the number in the list of deliberate bugs: in which step it was caught, and what caught it.
+    caught: BTreeMap<usize, Vec<(String, String)>>,
     /// Commands that bring a failure back.
     pub(crate) again: Vec<String>,
 }
@@ -70,63 +70,81 @@ impl Figures {
         {
             *self.sums.entry(name.to_owned()).or_default() += number;
         }
-        if line.contains("again: ") {
+        if line.contains("again: ") && line.contains("cargo ") {
             self.again.push(format!("{step}: {}", line.trim()));
         }
         if let Some((_, catch)) = line.split_once("CAUGHT ")
             && let Some((number, what)) = catch.trim().split_once(' ')
             && let Ok(number) = number.parse()
         {
-            self.caught.entry(number).or_default().push(format!("{step}: {what}"));
+            self.caught.entry(number).or_default().push((step.to_owned(), what.to_owned()));
         }
     }
 
-    /// Shows what was counted, and returns what was not reached by steps that have all run.
-    pub(crate) fn close(&self, long: bool, has_run: impl Fn(&str) -> bool) -> Vec<String> {
-        let mut missed = Vec::new();
+    /// What was counted, in words, and what was not reached by steps that have all run.
+    pub(crate) fn report(&self, long: bool, has_run: impl Fn(&str) -> bool) -> Report {
+        let mut report = Report::default();
         let goals: Vec<_> = GOALS.iter().filter(|goal| goal.steps.iter().all(|step| has_run(step))).collect();
         if !goals.is_empty() {
-            println!("\n{:>12}  {:>14}  counted", "", "to be");
+            report.line(format!("\n{:>10}  {:>16}  counted", "", "to be"));
         }
         for goal in goals {
             let found = self.sums.get(goal.figure).copied();
             let (reached, bound) = match goal.bound {
-                AtLeast(least) if long => {
-                    let least = least * goal.long;
+                AtLeast(least) => {
+                    let least = if long { least * goal.long } else { least };
                     (found.is_some_and(|found| found >= least), format!("{least} or more"))
                 }
-                AtLeast(least) => (found.is_some_and(|found| found >= least), format!("{least} or more")),
                 AtMost(most) => (found.is_some_and(|found| found <= most), most.to_string()),
             };
             let shown = found.map_or("none".to_owned(), |found| found.to_string());
-            println!("{shown:>12}  {bound:>16}  {}", goal.what);
+            report.line(format!("{shown:>10}  {bound:>16}  {}", goal.what));
             if !reached {
-                missed.push(format!("{}: {shown}, to be {bound}", goal.what));
+                report.missed.push(format!("{}: {shown}, to be {bound}", goal.what));
             }
         }
         if MUTANT_STEPS.iter().all(|step| has_run(step)) {
-            missed.extend(self.close_mutants());
+            self.report_mutants(&mut report);
         }
-        missed
+        report
     }
 
-    /// The table of deliberate bugs, and those that nothing caught.
-    fn close_mutants(&self) -> Vec<String> {
-        println!("\n{:>3}  {:75} caught by", "#", "deliberate bug");
-        let mut missed = Vec::new();
+    /// The table of deliberate bugs: what caught each first in each step.
+    fn report_mutants(&self, report: &mut Report) {
+        report.line(format!("\n{:>2}  {:70}  caught by", "#", "deliberate bug"));
+        let mut escaped = 0;
         for (number, bug) in mutants::LIST {
-            let caught = self.caught.get(&number).map(Vec::as_slice).unwrap_or_default();
-            println!("{number:>3}  {bug:75} {}", caught.first().map_or("NOTHING", String::as_str));
-            for more in caught.iter().skip(1) {
-                println!("{:81}{more}", "");
+            let mut steps: Vec<&str> = Vec::new();
+            for (step, what) in self.caught.get(&number).into_iter().flatten() {
+                let number = if steps.is_empty() { number.to_string() } else { String::new() };
+                let bug = if steps.is_empty() { bug } else { "" };
+                if !steps.contains(&step.as_str()) {
+                    report.line(format!("{number:>2}  {bug:70}  {step}: {what}"));
+                    steps.push(step);
+                }
             }
-            if caught.is_empty() {
-                missed.push(format!("deliberate bug {number}, {bug}: caught by nothing"));
+            if steps.is_empty() {
+                escaped += 1;
+                report.line(format!("{number:>2}  {bug:70}  NOTHING"));
+                report.missed.push(format!("deliberate bug {number}, {bug}: caught by nothing"));
             }
         }
         let all = mutants::LIST.len();
-        println!("{} of {all} caught", all - missed.len());
-        missed
+        report.line(format!("{} of {all} caught", all - escaped));
+    }
+}
+
+/// What is to be said in the end.
+#[derive(Default)]
+pub(crate) struct Report {
+    pub(crate) text: String,
+    pub(crate) missed: Vec<String>,
+}
+
+impl Report {
+    fn line(&mut self, line: String) {
+        self.text += &line;
+        self.text.push('\n');
     }
 }
 
@@ -152,7 +170,7 @@ mod tests {
     #[test]
     fn what_a_step_did_not_reach_or_not_count_is_missed() {
         let mut figures = Figures::default();
-        let missed = |figures: &Figures| figures.close(false, |step| step == "simulation").len();
+        let missed = |figures: &Figures| figures.report(false, |step| step == "simulation").missed.len();
         assert_eq!(missed(&figures), 3, "nothing was counted at all");
         for line in ["FIGURE seeds 200000", "FIGURE crash-points 2000000", "FIGURE faults 99999"] {
             figures.read("simulation", line);
@@ -160,7 +178,11 @@ mod tests {
         assert_eq!(missed(&figures), 1);
         figures.read("simulation", "FIGURE faults 1");
         assert_eq!(missed(&figures), 0);
-        assert_eq!(figures.close(false, |_| false).len(), 0, "a step that was not run misses nothing");
+        assert_eq!(
+            figures.report(false, |_| false).missed.len(),
+            0,
+            "a step that was not run misses nothing"
+        );
     }
 
     #[test]
@@ -168,8 +190,11 @@ mod tests {
         let mut figures = Figures::default();
         (1..32).for_each(|number| figures.read("mutants", &format!("CAUGHT {number} Bug a_test")));
         figures.read("mutants", "CAUGHT - Bug of_no_number");
-        assert_eq!(figures.close_mutants().len(), 1);
+        let missed = |figures: &Figures| figures.report(false, |step| MUTANT_STEPS.contains(&step)).missed;
+        let escaped =
+            |figures: &Figures| missed(figures).iter().filter(|missed| missed.contains("nothing")).count();
+        assert_eq!(escaped(&figures), 1);
         figures.read("power-cuts", "CAUGHT 32 Bug a_test");
-        assert!(figures.close_mutants().is_empty());
+        assert_eq!(escaped(&figures), 0);
     }
 }

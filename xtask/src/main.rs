@@ -7,6 +7,7 @@ mod interrupt;
 mod kernels;
 mod man;
 mod mutants;
+mod scoreboard;
 mod setup;
 mod test;
 
@@ -33,6 +34,8 @@ enum Task {
     Test(test::Options),
     /// Of that, what shows that a sync can be trusted: schedules, seeds, power cuts, deliberate bugs, each counted.
     Proof(test::ProofOptions),
+    /// Ask our server and others the same questions, and write docs/scoreboard.md.
+    Scoreboard(scoreboard::Options),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Man => man::run(),
         Task::Test(options) => test::run(&options),
         Task::Proof(options) => test::prove(&options),
+        Task::Scoreboard(options) => scoreboard::run(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

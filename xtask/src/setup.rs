@@ -60,7 +60,12 @@ pub(crate) fn ensure(kernel: &str) -> Result<()> {
 }
 
 fn ensure_tools() -> Result<()> {
-    let missing = TOOLS.iter().filter(|(program, _)| find_program(program).is_none());
+    ensure_programs(&TOOLS)
+}
+
+/// Programs, each with the package that brings it.
+pub(crate) fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
     install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
 }
 

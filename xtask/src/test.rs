@@ -80,7 +80,7 @@ const POWER_CUTS: [&str; 8] =
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -122,6 +122,13 @@ const STEPS: [Step; 16] = [
         purpose: "client and doctor against virtiofsd, a server that is none of ours",
         arguments: &PEERS,
         needs: Needs::Peer,
+        cfgs: &[],
+    },
+    Step {
+        name: "shipped",
+        purpose: "nothing of the tests is in the program as it is shipped",
+        arguments: &["test", "--release", "--package", "ashore", "--test", "shipped"],
+        needs: Needs::Toolchain,
         cfgs: &[],
     },
     Step {
@@ -242,10 +249,13 @@ pub(crate) struct Options {
     /// Try much more: 10,000,000 seeds, 20,000 states after a power cut; takes hours
     #[arg(long)]
     long: bool,
+    /// Write what was counted into this file too
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
 }
 
 /// The steps that count what they have tried, and switch deliberate bugs on: the proof that syncs can be trusted.
-const PROOF: [&str; 10] = [
+const PROOF: [&str; 11] = [
     "loom",
     "shuttle",
     "mutants-loom",
@@ -255,6 +265,7 @@ const PROOF: [&str; 10] = [
     "mutants",
     "mutants-passthrough",
     "mutants-server",
+    "shipped",
     "power-cuts",
 ];
 
@@ -266,14 +277,24 @@ pub(crate) struct ProofOptions {
     /// Try much more: 10,000,000 seeds, 20,000 states after a power cut; takes hours
     #[arg(long)]
     long: bool,
+    /// Write what was counted into this file too
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
 }
 
 /// Runs the proof, and says on what.
 pub(crate) fn prove(options: &ProofOptions) -> Result<ExitCode> {
     let steps = PROOF.iter().map(|step| (*step).to_owned()).collect();
-    let (kernel, long) = (DEFAULT_KERNEL.to_owned(), options.long);
-    run(&Options { steps, kernel, keep_going: true, list: false, long })
+    let (kernel, page) = (DEFAULT_KERNEL.to_owned(), options.page.clone());
+    run(&Options { steps, kernel, keep_going: true, list: false, long: options.long, page })
 }
+
+/// How the page with the figures begins.
+const PAGE: &str = "\
+# The proof, and what it counted
+
+Written by `cargo xtask proof --page docs/proof.md`. How each step works stands in [testing.md](testing.md). Each deliberate bug is
+switched on in a build of its own; the step and the test that caught it stand beside it. Measured on ";
 
 /// How a step went.
 struct Outcome {
@@ -308,13 +329,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             break;
         }
     }
-    close(&outcomes, &chosen[outcomes.len()..]);
-    let missed = figures
-        .close(options.long, |name| outcomes.iter().any(|outcome| outcome.name == name && outcome.succeeded));
-    missed.iter().for_each(|missed| println!("MISSED {missed}"));
+    let steps = summary(&outcomes, &chosen[outcomes.len()..]);
+    let has_run = |name: &str| outcomes.iter().any(|outcome| outcome.name == name && outcome.succeeded);
+    let report = figures.report(options.long, has_run);
+    println!("\n{steps}{}", report.text);
+    report.missed.iter().for_each(|missed| println!("MISSED {missed}"));
     figures.again.iter().for_each(|again| println!("AGAIN {again}"));
     println!("{origin}");
-    let good = missed.is_empty() && outcomes.iter().all(|outcome| outcome.succeeded);
+    if let Some(page) = &options.page {
+        let text = format!("{PAGE}{origin}.\n\n```text\n{steps}{}```\n", report.text);
+        std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
+    }
+    let good = report.missed.is_empty() && outcomes.iter().all(|outcome| outcome.succeeded);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -386,7 +412,7 @@ impl Step {
 }
 
 /// What the figures are of: the commit, and the machine.
-fn origin() -> String {
+pub(crate) fn origin() -> String {
     let output = |program: &str, arguments: &[&str]| {
         let output =
             Command::new(program).args(arguments).output().ok().filter(|output| output.status.success());
@@ -417,18 +443,21 @@ fn counts(line: &str) -> Option<(usize, usize)> {
     Some((number("passed")?, number("failed")?))
 }
 
-fn close(outcomes: &[Outcome], not_run: &[&Step]) {
-    println!("\n{:15} {:6} {:>7} {:>7} {:>9}", "step", "", "passed", "failed", "time");
+/// A line for each step.
+fn summary(outcomes: &[Outcome], not_run: &[&Step]) -> String {
+    let mut text = format!("{:19} {:6} {:>6} {:>6} {:>9}\n", "step", "", "passed", "failed", "time");
     for outcome in outcomes {
         let seconds = format!("{:.1} s", outcome.time.as_secs_f64());
         let Outcome { name, passed, failed, .. } = outcome;
-        println!("{name:15} {:6} {passed:>7} {failed:>7} {seconds:>9}", verdict(outcome.succeeded));
+        text += &format!("{name:19} {:6} {passed:>6} {failed:>6} {seconds:>9}\n", verdict(outcome.succeeded));
     }
     for step in not_run {
-        println!("{:15} not run", step.name);
+        text += &format!("{:19} not run\n", step.name);
     }
     let sum = |count: fn(&Outcome) -> usize| outcomes.iter().map(count).sum::<usize>();
-    println!("\n{} passed, {} failed", sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
+    text +=
+        &format!("\n{} passed, {} failed\n", sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
+    text
 }
 
 fn verdict(succeeded: bool) -> &'static str {

@@ -110,16 +110,6 @@ fn sigterm_with_a_stuck_disk_says_in_time_that_the_last_sync_did_not_end() {
     assert_eq!(code, Some(1), "{log}");
 }
 
-/// The deliberate bugs that the tests are tried on are in no other build than theirs.
-#[test]
-fn the_program_has_no_deliberate_bugs_in_it() {
-    let program = std::fs::read(env!("CARGO_BIN_EXE_ashore")).unwrap();
-    let holds = |word: &str| program.windows(word.len()).any(|bytes| bytes == word.as_bytes());
-    assert!(holds("--early-sync-grace"), "the words of the program can be found in it");
-    // Without the variable that chooses one there is none: the switch is the constant `false`.
-    assert!(!holds("ASHORE_MUTANT") && !holds("BARRIER_MUTANT"));
-}
-
 #[test]
 fn a_directory_that_is_missing_is_named() {
     let place = tempfile::tempdir().unwrap();

@@ -156,7 +156,7 @@ mod power_cuts {
         let broken = report.broken.len();
         println!("{fault:36} {:5}: {broken} of {} states broken", recording.kind.name(), report.states);
         assert!(broken > 0, "{fault} on {:?} was not caught in {CAUGHT_WITHIN} states", recording.kind);
-        print!("\nCAUGHT {number} power-cuts: {fault}, {}\n", recording.kind.name());
+        print!("\nCAUGHT {number} {fault}, {}\n", recording.kind.name());
     }
 
     mod deliberate_faults {

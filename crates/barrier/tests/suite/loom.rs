@@ -58,6 +58,8 @@ models! {
     shipped_2_writers_2_writes_2_syncs: Some(2), writers_and_syncs::<TwoBuckets>(2, 2, 2);
     shipped_2_writers_1_write_2_syncs: Some(2), writers_and_syncs::<FourBuckets>(2, 1, 2);
     shipped_1_writer_2_writes_3_syncs: Some(2), writers_and_syncs::<TwoBuckets>(1, 2, 3);
+    shipped_4_buckets_1_writer_2_writes_3_syncs: Some(2), writers_and_syncs::<FourBuckets>(1, 2, 3);
+    shipped_2_buckets_2_writers_1_write_2_syncs: Some(2), writers_and_syncs::<TwoBuckets>(2, 1, 2);
     shipped_syncs_overlap_over_a_slow_write: Some(2), syncs_overlap_over_a_slow_write::<TwoBuckets>();
     shipped_4_buckets_syncs_overlap_over_a_slow_write: Some(2), syncs_overlap_over_a_slow_write::<FourBuckets>();
     shipped_later_writes_are_not_waited_for: Some(2), later_writes_are_not_waited_for::<TwoBuckets>(2, 1);
