@@ -39,10 +39,11 @@ pub(crate) const MUTANT_STEPS: [&str; 7] = [
 ];
 
 #[rustfmt::skip]
-const GOALS: [Goal; 9] = [
+const GOALS: [Goal; 10] = [
     Goal { steps: &["loom"], figure: "loom-schedules", what: "schedules of the barrier, all there are", bound: AtLeast(1_000_000), long: 1 },
     Goal { steps: &["shuttle"], figure: "shuttle-schedules", what: "schedules of the barrier, at random", bound: AtLeast(1_000_000), long: 1 },
     Goal { steps: &["simulation"], figure: "seeds", what: "seeds of client and server, simulated", bound: AtLeast(200_000), long: 50 },
+    Goal { steps: &["simulation"], figure: "short-workloads", what: "workloads of up to three operations, all there are", bound: AtLeast(16_956), long: 1 },
     Goal { steps: &["simulation"], figure: "crash-points", what: "moments at which a host was looked at", bound: AtLeast(2_000_000), long: 50 },
     Goal { steps: &["simulation"], figure: "faults", what: "faults of such a host", bound: AtLeast(100_000), long: 50 },
     Goal { steps: &["power-cuts"], figure: "power-cut-states-native", what: "states after a power cut, natively", bound: AtLeast(1_500), long: 10 },
@@ -171,8 +172,13 @@ mod tests {
     fn what_a_step_did_not_reach_or_not_count_is_missed() {
         let mut figures = Figures::default();
         let missed = |figures: &Figures| figures.report(false, |step| step == "simulation").missed.len();
-        assert_eq!(missed(&figures), 3, "nothing was counted at all");
-        for line in ["FIGURE seeds 200000", "FIGURE crash-points 2000000", "FIGURE faults 99999"] {
+        assert_eq!(missed(&figures), 4, "nothing was counted at all");
+        for line in [
+            "FIGURE seeds 200000",
+            "FIGURE crash-points 2000000",
+            "FIGURE short-workloads 16956",
+            "FIGURE faults 99999",
+        ] {
             figures.read("simulation", line);
         }
         assert_eq!(missed(&figures), 1);

@@ -5,6 +5,7 @@
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
@@ -319,8 +320,9 @@ impl Stage {
         let mark = format!("scoreboard {} {trial} ", std::process::id());
         let block = mark.repeat(4096 / mark.len() + 1)[..4096].to_owned();
         let path = self.path("mount").join(format!("file{trial}"));
-        let file = fs::File::create(&path)?;
-        fs::write(&path, block.repeat(64))?;
+        // Open until the end: ext4 writes back by itself what was cut off, written again and closed.
+        let mut file = fs::File::create(&path)?;
+        file.write_all(block.repeat(64).as_bytes())?;
         rustix::fs::syncfs(&file)?;
         let image = fs::read(self.path("image"))?;
         let found = image.chunks_exact(4096).filter(|chunk| *chunk == block.as_bytes()).count();

@@ -3,7 +3,8 @@
 //! A change makes a *cell* newer: a page of a file, a file's size or mode, a name. Each cell has a volatile and a durable
 //! version; versions are numbers that only grow. In the weakest file system that POSIX allows each cell becomes durable on
 //! its own, in any order, at any time. So a crash may keep any subset of what is pending, and the worst of them all is the
-//! durable state as it stands: whoever finds a cell's durable version old enough there finds it so in every crash state.
+//! durable state as it stands: whoever finds a cell's durable version old enough there finds it so in every crash state. A page
+//! that is torn has parts of two versions, and counts as the older.
 //!
 //! This file system takes the place of `passthrough` and keeps the trait's contract itself, its error cursors included.
 
@@ -28,6 +29,8 @@ pub const SUBMOUNT: u64 = 2;
 /// A directory on the third file system, which it is not told of.
 pub const HIDDEN: u64 = 3;
 const FILE_SYSTEMS: usize = 3;
+/// The root's own, and the one that the client is not told of.
+const ROOT_COVERS: [usize; 2] = [0, 2];
 
 /// What changes and becomes durable as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,14 +48,18 @@ pub enum Fault {
     HardeningFailed,
     /// A change could not be made durable for want of space (ENOSPC).
     NoSpaceAtHardening,
-    /// WRITE fails.
+    /// WRITE fails (EIO, ENOSPC or ESTALE).
     WriteFailed,
     /// WRITE takes a part.
     ShortWrite,
     /// The file system cannot sync (ENOSYS).
     SyncUnsupported,
+    /// A sync finds its file system gone (ESTALE), and does nothing.
+    SyncStale,
     /// The kernel hardened something by itself.
     HardenedEarly,
+    /// The connection to the server is lost, and another server takes its place.
+    ConnectionLost,
 }
 
 /// How the host behaves.
@@ -63,9 +70,12 @@ pub struct Temper {
     pub write_fails: u64,
     pub short_writes: u64,
     pub hardens_early: u64,
+    pub sync_stale: u64,
     pub sync_unsupported: bool,
     /// Nothing is ever pending.
     pub write_through: bool,
+    /// As ext4 by default: what was changed first is durable first, and an fsync of a file takes the names with it.
+    pub ordered: bool,
 }
 
 #[derive(Debug, Default)]
@@ -89,9 +99,9 @@ pub struct Host {
     pending: BTreeSet<Cell>,
     /// Cell, newest version lost with it, and when.
     pub lost: Vec<(Cell, u64, u64)>,
-    /// Errors of hardening, by file system, and how many of them the session has been told.
+    /// Errors of hardening, by file system, and how many of them each session has been told.
     errors: [u64; FILE_SYSTEMS],
-    told: [u64; FILE_SYSTEMS],
+    told: Vec<[u64; FILE_SYSTEMS]>,
     handles: BTreeMap<u64, (u64, u64)>,
     /// Syncs of each file system.
     pub syncs: [u64; FILE_SYSTEMS],
@@ -121,7 +131,7 @@ impl Host {
             pending: BTreeSet::new(),
             lost: Vec::new(),
             errors: [0; FILE_SYSTEMS],
-            told: [0; FILE_SYSTEMS],
+            told: vec![[0; FILE_SYSTEMS]],
             handles: BTreeMap::new(),
             syncs: [0; FILE_SYSTEMS],
             frozen: BTreeSet::new(),
@@ -178,7 +188,8 @@ impl Host {
         self.events
     }
 
-    fn hit(&mut self, fault: Fault) {
+    /// A fault was hit.
+    pub fn hit(&mut self, fault: Fault) {
         *self.faults.entry(fault).or_default() += 1;
     }
 
@@ -187,18 +198,31 @@ impl Host {
         self.nodes.get(node).map_or(0, |node| node.file_system)
     }
 
+    /// Whether a sync of the root covers this.
+    pub(crate) fn is_covered_by_root(&self, cell: &Cell) -> bool {
+        ROOT_COVERS.contains(&self.file_system(cell))
+    }
+
     fn change(&mut self, cell: Cell, version: u64) {
         self.volatile.insert(cell.clone(), version);
         self.pending.insert(cell.clone());
         if self.temper.write_through {
             self.harden(&cell);
         } else if self.dice.once_in(self.temper.hardens_early) {
-            let place = self.dice.below(self.pending.len() as u64) as usize;
-            let early = self.pending.iter().nth(place).cloned().expect("the place is one of them");
+            let early = self.early().expect("something is pending: it has just been changed");
             self.hit(Fault::HardenedEarly);
             self.harden(&early);
         }
         self.step();
+    }
+
+    /// What the kernel hardens next.
+    fn early(&mut self) -> Option<Cell> {
+        if self.temper.ordered {
+            return self.pending.iter().min_by_key(|cell| self.volatile(cell)).cloned();
+        }
+        let place = self.dice.below(self.pending.len() as u64) as usize;
+        self.pending.iter().nth(place).cloned()
     }
 
     fn step(&mut self) {
@@ -266,17 +290,29 @@ impl Host {
     }
 }
 
-/// The file system that is served.
+/// The file system that a session serves. Others may serve the same host.
 #[derive(Clone)]
-pub struct SimFs(pub Arc<Mutex<Host>>);
+pub struct SimFs {
+    host: Arc<Mutex<Host>>,
+    session: usize,
+}
 
 impl SimFs {
     pub fn new(seed: u64, temper: Temper) -> SimFs {
-        SimFs(Arc::new(Mutex::new(Host::new(seed, temper))))
+        SimFs { host: Arc::new(Mutex::new(Host::new(seed, temper))), session: 0 }
+    }
+
+    /// The same host for another session. Errors before its time it is not told of.
+    pub fn another(&self) -> SimFs {
+        let session = self.host(|host| {
+            host.told.push(host.errors);
+            host.told.len() - 1
+        });
+        SimFs { host: Arc::clone(&self.host), session }
     }
 
     pub fn host<T>(&self, look: impl FnOnce(&mut Host) -> T) -> T {
-        look(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        look(&mut self.host.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     fn harden_all(&self, wanted: impl Fn(&Host, &Cell) -> bool) {
@@ -293,12 +329,23 @@ impl SimFs {
             self.host(|host| host.hit(Fault::SyncUnsupported));
             return Err(Errno::ENOSYS);
         }
+        let stale = self.host(|host| {
+            let stale = host.dice.once_in(host.temper.sync_stale);
+            if stale {
+                host.hit(Fault::SyncStale);
+            }
+            stale
+        });
+        if stale {
+            return Err(Errno::ESTALE);
+        }
         self.host(|host| which.iter().for_each(|one| host.syncs[*one] += 1));
         self.harden_all(|host, cell| which.contains(&host.file_system(cell)));
         yield_now();
         self.host(|host| {
-            let failed = which.iter().any(|one| host.told[*one] < host.errors[*one]);
-            which.iter().for_each(|one| host.told[*one] = host.errors[*one]);
+            let told = &mut host.told[self.session];
+            let failed = which.iter().any(|one| told[*one] < host.errors[*one]);
+            which.iter().for_each(|one| told[*one] = host.errors[*one]);
             if failed { Err(Errno::EIO) } else { Ok(()) }
         })
     }
@@ -425,7 +472,7 @@ impl FileSystem for SimFs {
                     host.events += 1;
                     host.lost.push((Cell::Page(node.0, page), version, host.events));
                 });
-                return Err(Errno::EIO);
+                return Err([Errno::EIO, Errno::ENOSPC, Errno::ESTALE][host.dice.below(3) as usize]);
             }
             let mut taken = write.size;
             if write.size > PAGE as usize && host.dice.once_in(host.temper.short_writes) {
@@ -444,9 +491,11 @@ impl FileSystem for SimFs {
     }
 
     fn fsync(&self, node: NodeId, handle: FileHandle, _: bool) -> Result<()> {
-        self.harden_all(|_, cell| match cell {
+        self.harden_all(|host, cell| match cell {
             Cell::Page(of, _) | Cell::Size(of) | Cell::Mode(of) => *of == node.0,
-            Cell::Name(..) => false,
+            Cell::Name(..) => {
+                host.temper.ordered && host.file_system(cell) == host.file_system(&Cell::Size(node.0))
+            }
         });
         self.host(|host| {
             let errors = host.nodes.get(&node.0).ok_or(Errno::ESTALE)?.errors;
@@ -464,7 +513,7 @@ impl FileSystem for SimFs {
         if !self.host(|host| host.nodes.contains_key(&node.0)) {
             return Err(Errno::ESTALE);
         }
-        self.sync_file_systems(if node.0 == SUBMOUNT { &[1] } else { &[0, 2] })
+        self.sync_file_systems(if node.0 == SUBMOUNT { &[1] } else { &ROOT_COVERS })
     }
 
     fn last_call(&self) -> Result<()> {

@@ -13,6 +13,8 @@
 
 pub mod host;
 pub mod link;
+mod oracle;
 pub mod raw;
 pub mod run;
 pub mod schedule;
+mod workload;

@@ -35,6 +35,8 @@ struct State {
     queues: Vec<Queue>,
     next: usize,
     closed: bool,
+    /// What is answered now arrives nowhere.
+    lost: bool,
 }
 
 struct Shared {
@@ -54,7 +56,12 @@ pub struct SimLink {
 
 impl SimLink {
     pub fn new(session: Arc<Session<SimFs>>, queues: usize) -> SimLink {
-        let state = State { queues: (0..queues).map(|_| Queue::default()).collect(), next: 0, closed: false };
+        let state = State {
+            queues: (0..queues).map(|_| Queue::default()).collect(),
+            next: 0,
+            closed: false,
+            lost: false,
+        };
         let shared = Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -62,6 +69,20 @@ impl SimLink {
             receiver: OnceLock::new(),
         };
         SimLink { shared: Arc::new(shared), session, queues, workers: Mutex::default() }
+    }
+}
+
+impl SimLink {
+    /// The connection is lost: requests that were not taken go nowhere, and no answer comes any more.
+    pub fn lose(&self) {
+        let mut state = self.shared.state.lock();
+        (state.closed, state.lost) = (true, true);
+        state.queues.iter_mut().for_each(|queue| queue.waiting.clear());
+        drop(state);
+        self.shared.changed.notify_all();
+        if let Some(receiver) = self.shared.receiver.get() {
+            receiver.ended();
+        }
     }
 }
 
@@ -193,7 +214,7 @@ impl Exchange for SimExchange {
 
     fn finish(self, header: OutHeader) {
         let SimExchange { message, mut bulk, shared, .. } = self;
-        if message.id == 0 {
+        if message.id == 0 || shared.state.lock().lost {
             return;
         }
         bulk.body.resize(header.len as usize - OUT_HEADER_SIZE, 0);

@@ -11,7 +11,7 @@ mod trials;
 use std::thread;
 use std::time::Instant;
 
-use ashore_simulation::run::{Figures, run};
+use ashore_simulation::run::{Figures, bounded, run, run_bounded};
 
 /// Threads that run seeds.
 const SIDE_BY_SIDE: u64 = 2;
@@ -36,10 +36,29 @@ fn every_sync_that_succeeds_is_true() {
     println!("{sum:#?}\nin {:?}", begun.elapsed());
     let faults = sum.faults.values().map(|(times, _)| times).sum::<u64>();
     println!("FIGURE seeds {}\nFIGURE crash-points {}\nFIGURE faults {faults}", sum.seeds, sum.crash_points);
-    assert_eq!(sum.faults.len(), 6, "every kind of fault was hit");
+    assert_eq!(sum.faults.len(), 8, "every kind of fault was hit");
     for (fault, (_, seeds)) in &sum.faults {
         assert!(*seeds >= 100, "{fault:?} was hit in {seeds} seeds only");
     }
+}
+
+/// Aim: no short workload is overlooked by chance. `ASHORE_SEED` runs one, by its number.
+#[test]
+#[cfg_attr(mutants, ignore = "a build with mutants is for mutants::")]
+fn every_short_workload_is_true() {
+    if let Some(seed) = number("ASHORE_SEED") {
+        run_bounded(seed..seed + 1);
+        return;
+    }
+    let (all, begun) = (bounded(), Instant::now());
+    let part = move |one| one * all / SIDE_BY_SIDE..(one + 1) * all / SIDE_BY_SIDE;
+    let threads: Vec<_> =
+        (0..SIDE_BY_SIDE).map(|one| thread::spawn(move || run_bounded(part(one)))).collect();
+    let mut sum = Figures::default();
+    threads.into_iter().for_each(|thread| sum.add(&thread.join().unwrap()));
+    assert_eq!(sum.sessions, all);
+    println!("{all} workloads of up to three operations, {} syncs, in {:?}", sum.syncs, begun.elapsed());
+    println!("FIGURE short-workloads {all}");
 }
 
 /// The number as the project's list of mutants has it, the bug, the test.
