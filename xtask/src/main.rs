@@ -6,6 +6,7 @@ mod guest;
 mod interrupt;
 mod kernels;
 mod man;
+mod matrix;
 mod mutants;
 mod scoreboard;
 mod setup;
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Options),
     /// Of that, what shows that a sync can be trusted: schedules, seeds, power cuts, deliberate bugs, each counted.
     Proof(test::ProofOptions),
+    /// Measure what guests' kernels do on sync, and write columns of the table in docs/guest-kernels.md.
+    Kernels(matrix::Options),
     /// Ask our server and others the same questions, and write docs/scoreboard.md.
     Scoreboard(scoreboard::Options),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Man => man::run(),
         Task::Test(options) => test::run(&options),
         Task::Proof(options) => test::prove(&options),
+        Task::Kernels(options) => matrix::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Scoreboard(options) => scoreboard::run(&options),
     };
     result.unwrap_or_else(|error| {
