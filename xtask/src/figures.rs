@@ -39,7 +39,7 @@ pub(crate) const MUTANT_STEPS: [&str; 7] = [
 ];
 
 #[rustfmt::skip]
-const GOALS: [Goal; 10] = [
+const GOALS: [Goal; 11] = [
     Goal { steps: &["loom"], figure: "loom-schedules", what: "schedules of the barrier, all there are", bound: AtLeast(1_000_000), long: 1 },
     Goal { steps: &["shuttle"], figure: "shuttle-schedules", what: "schedules of the barrier, at random", bound: AtLeast(1_000_000), long: 1 },
     Goal { steps: &["simulation"], figure: "seeds", what: "seeds of client and server, simulated", bound: AtLeast(200_000), long: 50 },
@@ -49,6 +49,7 @@ const GOALS: [Goal; 10] = [
     Goal { steps: &["power-cuts"], figure: "power-cut-states-native", what: "states after a power cut, natively", bound: AtLeast(1_500), long: 10 },
     Goal { steps: &["power-cuts"], figure: "power-cut-states-guest", what: "states after a power cut, guests", bound: AtLeast(600), long: 10 },
     Goal { steps: &["power-cuts"], figure: "power-cut-states-broken", what: "of them with a broken promise", bound: AtMost(0), long: 1 },
+    Goal { steps: &["power-cuts"], figure: "host-errors", what: "writes and flushes that the disk failed", bound: AtLeast(200), long: 1 },
     Goal { steps: &MUTANT_STEPS, figure: "mutants-escaped", what: "deliberate bugs that no test caught", bound: AtMost(0), long: 1 },
 ];
 

@@ -103,7 +103,8 @@ impl Table {
             if !self.rows.contains(&name) {
                 self.rows.push(name.clone());
             }
-            let column = self.column(release.split_once('+').map_or(release, |(release, _)| release));
+            let release = release.split_once('+').map_or(release, |(release, _)| release);
+            let column = self.column(release.trim_end_matches("-amd64").trim_end_matches("-cloud"));
             column.cells.insert(name, format!("{} → {}", short(without), short(with)));
             column.cells.insert(MEASURED.to_owned(), format!("{day}, {runs}"));
         }

@@ -37,6 +37,8 @@ pub struct Plan {
     pub seed: u64,
     /// How many threads, at most [`MAX_THREADS`].
     pub threads: u32,
+    /// Clients that the threads belong to, in equal parts: each is promised what its own threads did.
+    pub clients: u32,
     /// Steps of each thread, syncs included.
     pub operations: u32,
     /// A deliberate bug: the floors of a sync are read when it has returned, and so promise too much.
@@ -44,6 +46,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether these threads belong to one client.
+    pub fn share_a_client(&self, one: u32, other: u32) -> bool {
+        let threads = self.threads.div_ceil(self.clients);
+        one / threads == other / threads
+    }
+
     /// The directory of a thread, below the one all work in.
     pub fn directory(thread: u32) -> String {
         format!("t{thread}")

@@ -13,7 +13,7 @@ use super::operation::{FileId, Operation};
 use super::script::Script;
 use super::target::Target;
 
-/// How often a change that fails with EIO is tried again.
+/// How often a change that fails with EIO or ENOSPC is tried again.
 const ATTEMPTS: u32 = 8;
 
 /// How far each thread is. Others may look on.
@@ -56,7 +56,7 @@ pub struct Outcome {
 
 /// Runs some threads of a plan to their ends. `acknowledge` is called on the thread whose sync has returned, before its next step.
 ///
-/// A sync that fails with EIO is acknowledged as such, and its thread goes on. Any other error ends the thread, and then
+/// A sync that fails with EIO or ENOSPC is acknowledged as such, and its thread goes on. Any other error ends the thread, and then
 /// all do: what comes after depends on it.
 pub fn run<T: Target>(
     plan: &Plan,
@@ -180,9 +180,11 @@ impl<T: Target> Worker<'_, T> {
     }
 }
 
-/// EIO, and not that the server has gone.
+/// EIO or ENOSPC, and not that the server has gone.
 fn tells_of_loss(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    [rustix::io::Errno::IO, rustix::io::Errno::NOSPC]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 #[cfg(test)]
@@ -195,7 +197,7 @@ mod tests {
     use super::super::tree::Node;
     use super::*;
 
-    const PLAN: Plan = Plan { seed: 11, threads: 2, operations: 300, floors_read_late: false };
+    const PLAN: Plan = Plan { seed: 11, threads: 2, operations: 300, clients: 1, floors_read_late: false };
 
     /// The tree in words: each path with what is there.
     fn expected(script: &Script) -> BTreeMap<String, Vec<u8>> {

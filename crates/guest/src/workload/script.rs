@@ -209,7 +209,7 @@ impl Script {
 mod tests {
     use super::*;
 
-    const PLAN: Plan = Plan { seed: 5, threads: 1, operations: 2000, floors_read_late: false };
+    const PLAN: Plan = Plan { seed: 5, threads: 1, operations: 2000, clients: 1, floors_read_late: false };
 
     fn all(mut script: Script) -> Vec<Operation> {
         let mut operations = Vec::new();

@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -70,8 +70,11 @@ pub struct Disk {
     behaviour: Behaviour,
     log: Mutex<Vec<Entry>>,
     dice: Mutex<Dice>,
-    /// Writes of files' data that are still to fail.
+    /// Writes of files' data that are still to fail, and whether because there is no room.
     to_fail: AtomicU32,
+    is_full: AtomicBool,
+    /// Flushes that are still to fail.
+    flushes_to_fail: AtomicU32,
     failed: AtomicU64,
 }
 
@@ -85,6 +88,8 @@ impl Disk {
             log: Mutex::default(),
             dice: Mutex::new(Dice::new(behaviour.seed)),
             to_fail: AtomicU32::new(0),
+            is_full: AtomicBool::new(false),
+            flushes_to_fail: AtomicU32::new(0),
             failed: AtomicU64::new(0),
         }
     }
@@ -100,7 +105,17 @@ impl Disk {
         self.to_fail.store(count, Ordering::SeqCst);
     }
 
-    /// How many writes have failed.
+    /// Writes that fail do so because the disk has no room (ENOSPC), as thin ones do.
+    pub fn is_full(&self) {
+        self.is_full.store(true, Ordering::SeqCst);
+    }
+
+    /// Fails the next flushes. What was written since the last one may be lost.
+    pub fn fail_flushes(&self, count: u32) {
+        self.flushes_to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// How many writes and flushes have failed.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::SeqCst)
     }
@@ -117,9 +132,10 @@ impl Disk {
         if offset >= self.end {
             return self.write_mark(data);
         }
-        if holds_data(data) && self.takes_failure() {
+        if holds_data(data) && self.takes_failure(&self.to_fail) {
             self.log.lock().push(Entry::Lost { data: data.into() });
-            return Err(io::ErrorKind::Other.into());
+            let full = self.is_full.load(Ordering::SeqCst);
+            return Err(if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }.into());
         }
         let mut log = self.log.lock();
         self.image.write_all_at(data, offset)?;
@@ -138,12 +154,16 @@ impl Disk {
     }
 
     /// Does a flush, and is held for a while before that is so.
-    pub fn flush(&self, arrival: Arrival) {
+    pub fn flush(&self, arrival: Arrival) -> io::Result<()> {
         if self.behaviour.drop_flushes {
-            return;
+            return Ok(());
         }
         self.hold();
+        if self.takes_failure(&self.flushes_to_fail) {
+            return Err(io::ErrorKind::Other.into());
+        }
         self.log.lock().push(Entry::Flush { covers: arrival.0 });
+        Ok(())
     }
 
     /// Everything that was finished. The disk begins a new log.
@@ -177,9 +197,9 @@ impl Disk {
         }
     }
 
-    fn takes_failure(&self) -> bool {
+    fn takes_failure(&self, left: &AtomicU32) -> bool {
         let one_less = |left: u32| left.checked_sub(1);
-        let taken = self.to_fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok();
+        let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok();
         self.failed.fetch_add(u64::from(taken), Ordering::SeqCst);
         taken
     }
@@ -207,7 +227,7 @@ mod tests {
         disk.write(b"early", 0).unwrap();
         let arrival = disk.flush_arrives();
         disk.write(b"late", 512).unwrap();
-        disk.flush(arrival);
+        disk.flush(arrival).unwrap();
         let log = disk.take_log();
         assert!(matches!(log[2], Entry::Flush { covers: 1 }), "{log:?}");
     }
@@ -229,6 +249,10 @@ mod tests {
         assert!(disk.write(&render(1, 0, 1, 0, 4096), 4096).is_err());
         disk.write(&render(1, 0, 1, 0, 4096), 4096).unwrap();
         assert_eq!(disk.failed(), 1);
+        disk.fail_flushes(1);
+        assert!(disk.flush(disk.flush_arrives()).is_err());
+        disk.flush(disk.flush_arrives()).unwrap();
+        assert!(matches!(disk.take_log().last(), Some(Entry::Flush { .. })));
         let mut found = [0; 8];
         disk.read(&mut found, 4096).unwrap();
         assert_eq!(found, render(1, 0, 1, 0, 8)[..]);

@@ -145,7 +145,7 @@ mod tests {
     /// Aim: the history says of every step what the tree said. Method: both, step by step.
     #[test]
     fn at_every_step_the_history_is_the_tree() {
-        let plan = Plan { seed: 3, threads: 1, operations: 400, floors_read_late: false };
+        let plan = Plan { seed: 3, threads: 1, operations: 400, clients: 1, floors_read_late: false };
         let history = History::of(&plan, 0, 400);
         let mut script = Script::new(&plan, 0);
         for step in 1..=400 {

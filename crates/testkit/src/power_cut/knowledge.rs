@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use ashore_guest::workload::{DirectoryId, FileId, Mark, SECTOR, Scope, holds_data};
+use ashore_guest::workload::{DirectoryId, FileId, Mark, Plan, SECTOR, Scope, holds_data};
 
 use super::disk::Entry;
 use super::history::History;
@@ -57,17 +57,25 @@ impl Owners {
 
 impl Knowledge {
     /// What is known when the first `position` entries of the log have happened, of threads that did so many steps in all.
-    pub(super) fn at(log: &[Entry], position: usize, steps: &[u32], owners: &Owners) -> Knowledge {
+    pub(super) fn at(
+        log: &[Entry],
+        position: usize,
+        (plan, steps): (&Plan, &[u32]),
+        owners: &Owners,
+    ) -> Knowledge {
         let mut known = Knowledge { floors: vec![0; steps.len()], ..Knowledge::default() };
         let mut untold = HashSet::new();
         for entry in &log[..position] {
             match entry {
                 Entry::Lost { data } => untold.extend(owners.owners_in(data)),
-                Entry::Mark(mark) if mark.succeeded => known.promise(mark),
+                Entry::Mark(mark) if mark.succeeded => known.promise(plan, mark),
                 Entry::Mark(Mark { thread, scope: Scope::File(file), .. }) => {
                     known.told_lost.extend(untold.take(&(*thread, *file)));
                 }
-                Entry::Mark(_) => known.told_lost.extend(untold.drain()),
+                Entry::Mark(mark) => {
+                    let told = untold.extract_if(|(thread, _)| plan.share_a_client(*thread, mark.thread));
+                    known.told_lost.extend(told);
+                }
                 Entry::Write { .. } | Entry::Flush { .. } => {}
             }
         }
@@ -80,12 +88,14 @@ impl Knowledge {
         self.told_lost.contains(&(thread, file))
     }
 
-    fn promise(&mut self, mark: &Mark) {
+    fn promise(&mut self, plan: &Plan, mark: &Mark) {
         let own = mark.floors.get(mark.thread as usize).copied().unwrap_or(0);
         match mark.scope {
             Scope::Everything => {
-                for (floor, promised) in self.floors.iter_mut().zip(&mark.floors) {
-                    *floor = (*floor).max(*promised);
+                for (thread, (floor, promised)) in (0..).zip(self.floors.iter_mut().zip(&mark.floors)) {
+                    if plan.share_a_client(thread, mark.thread) {
+                        *floor = (*floor).max(*promised);
+                    }
                 }
             }
             Scope::File(file) => {
@@ -141,6 +151,18 @@ mod tests {
         Entry::Mark(Mark { thread, scope, succeeded, floors: floors.to_vec() })
     }
 
+    fn plan(threads: u32, clients: u32) -> Plan {
+        Plan { seed: 4, threads, clients, operations: 60, floors_read_late: false }
+    }
+
+    #[test]
+    fn a_client_is_promised_what_its_own_threads_did() {
+        let log = [mark(0, Scope::Everything, true, [3, 5])];
+        let floors =
+            |clients| Knowledge::at(&log, 1, (&plan(2, clients), &[9, 9]), &Owners::default()).floors;
+        assert_eq!((floors(1), floors(2)), (vec![3, 5], vec![3, 0]));
+    }
+
     #[test]
     fn floors_come_from_marks_before_and_ceilings_from_second_marks_after() {
         let log = [
@@ -149,17 +171,17 @@ mod tests {
             mark(0, Scope::Everything, true, [9, 9]),
             mark(0, Scope::Everything, false, [11, 12]),
         ];
-        let known = Knowledge::at(&log, 2, &[20, 20], &Owners::default());
+        let known = Knowledge::at(&log, 2, (&plan(2, 1), &[20, 20]), &Owners::default());
         assert_eq!(known.floors, [3, 5]);
         assert_eq!(known.files[&(1, 2)], 6);
         assert_eq!(known.ceilings, [12, 13]);
-        assert_eq!(Knowledge::at(&log, 4, &[20, 20], &Owners::default()).ceilings, [21, 21]);
+        assert_eq!(Knowledge::at(&log, 4, (&plan(2, 1), &[20, 20]), &Owners::default()).ceilings, [21, 21]);
     }
 
     /// Aim: a loss is excused from the moment on at which a sync said so, and an fsync speaks of its own file only.
     #[test]
     fn a_loss_is_excused_once_it_was_told() {
-        let plan = Plan { seed: 4, threads: 1, operations: 60, floors_read_late: false };
+        let plan = plan(1, 1);
         let history = History::of(&plan, 0, 60);
         let whole_sector = |file: &&FileId| {
             let versions = history.files[*file].between(0, u32::MAX);
@@ -178,7 +200,8 @@ mod tests {
             mark(0, Scope::File(second), false, [1, 1]),
             mark(0, Scope::Everything, false, [1, 1]),
         ];
-        let told = |position, file| Knowledge::at(&log, position, &[60], &owners).was_told_lost(0, file);
+        let told =
+            |position, file| Knowledge::at(&log, position, (&plan, &[60]), &owners).was_told_lost(0, file);
         assert!(!told(2, first) && !told(2, second));
         assert!(!told(3, first) && told(3, second));
         assert!(told(4, first) && told(4, second));

@@ -90,13 +90,14 @@ impl FileSystem for OneFile {
         }
         let mut data = vec![0; write.size];
         let length = payload.copy_to(&mut data);
-        self.0.write(&data[..length], write.offset).map_err(|_| Errno::EIO)?;
+        let full = |error: std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
+        let written = self.0.write(&data[..length], write.offset);
+        written.map_err(|error| if full(error) { Errno::ENOSPC } else { Errno::EIO })?;
         Ok(length)
     }
 
     fn fsync(&self, _: NodeId, _: FileHandle, _: bool) -> Result<()> {
-        self.0.flush(self.0.flush_arrives());
-        Ok(())
+        self.0.flush(self.0.flush_arrives()).map_err(|_| Errno::EIO)
     }
 
     fn fsyncdir(&self, _: NodeId, _: FileHandle, _: bool) -> Result<()> {
@@ -104,8 +105,7 @@ impl FileSystem for OneFile {
     }
 
     fn syncfs(&self, _: NodeId) -> Result<()> {
-        self.0.flush(self.0.flush_arrives());
-        Ok(())
+        self.0.flush(self.0.flush_arrives()).map_err(|_| Errno::EIO)
     }
 
     fn statfs(&self, _: NodeId) -> Result<Kstatfs> {
@@ -135,8 +135,8 @@ impl<Q: RequestQueue> RequestQueue for FlushesApart<Q> {
             let (arrival, disk) = (self.disk.flush_arrives(), Arc::clone(&self.disk));
             // Others go on while this one is held.
             thread::spawn(move || {
-                disk.flush(arrival);
-                exchange.finish(OutHeader { len: OUT_HEADER_SIZE as u32, error: 0, unique });
+                let error = if disk.flush(arrival).is_ok() { 0 } else { -Errno::EIO.raw() };
+                exchange.finish(OutHeader { len: OUT_HEADER_SIZE as u32, error, unique });
             });
         }
     }

@@ -228,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    const PLAN: Plan = Plan { seed: 21, threads: 1, operations: 300, floors_read_late: false };
+    const PLAN: Plan = Plan { seed: 21, threads: 1, operations: 300, clients: 1, floors_read_late: false };
 
     fn known(floor: u32, ceiling: u32) -> Knowledge {
         Knowledge { floors: vec![floor], ceilings: vec![ceiling], ..Knowledge::default() }

@@ -168,7 +168,8 @@ impl<'a> Replayer<'a> {
             Ok(mount) => mount,
             Err(error) => return Ok(vec![format!("the file system cannot be mounted: {error:#}")]),
         };
-        let mut known = Knowledge::at(&self.recording.log, cut.position, &self.recording.steps, &self.owners);
+        let Recording { log, plan, steps, .. } = self.recording;
+        let mut known = Knowledge::at(log, cut.position, (plan, steps), &self.owners);
         known.stale_tails = self.recording.kind == Kind::Btrfs;
         Ok(self.look(mount.path(), &known))
     }

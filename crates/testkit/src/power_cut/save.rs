@@ -30,8 +30,9 @@ impl Recording {
         let mut out = BufWriter::new(File::create(&path)?);
         out.write_all(MAGIC)?;
         put_bytes(&mut out, self.kind.name().as_bytes())?;
-        let Plan { seed, threads, operations, floors_read_late } = self.plan;
-        put_numbers(&mut out, &[seed, threads.into(), operations.into(), floors_read_late.into()])?;
+        let Plan { seed, threads, clients, operations, floors_read_late } = self.plan;
+        let numbers = [seed, threads.into(), clients.into(), operations.into(), floors_read_late.into()];
+        put_numbers(&mut out, &numbers)?;
         put_numbers(&mut out, &[self.steps.len() as u64])?;
         put_numbers(&mut out, &self.steps.iter().map(|steps| u64::from(*steps)).collect::<Vec<_>>())?;
         self.put_base(&mut out)?;
@@ -96,8 +97,8 @@ fn read(input: &mut impl Read) -> Result<Recording> {
     }
     let name = String::from_utf8(bytes(input)?)?;
     let kind = Kind::from_name(&name).with_context(|| format!("there is no file system {name}"))?;
-    let (seed, threads, operations) = (number(input)?, small(input)?, small(input)?);
-    let plan = Plan { seed, threads, operations, floors_read_late: number(input)? != 0 };
+    let (seed, threads, clients, operations) = (number(input)?, small(input)?, small(input)?, small(input)?);
+    let plan = Plan { seed, threads, clients, operations, floors_read_late: number(input)? != 0 };
     let count = length(input)?;
     let steps = (0..count).map(|_| small(input)).collect::<Result<Vec<_>>>()?;
     let base = Image::new(number(input)?)?;
@@ -171,7 +172,7 @@ mod tests {
             Entry::Mark(mark),
             Entry::Lost { data: vec![2; 512].into() },
         ];
-        let plan = Plan { seed: 9, threads: 2, operations: 7, floors_read_late: true };
+        let plan = Plan { seed: 9, threads: 2, operations: 7, clients: 1, floors_read_late: true };
         let recording = Recording { kind: Kind::Xfs, plan, base, log, steps: vec![7, 6] };
         let path = recording.save("unit-test").unwrap();
         let again = Recording::load(&path).unwrap();

@@ -36,7 +36,7 @@ impl Scenario {
         Scenario {
             kind,
             mount_options: "",
-            plan: Plan { seed, threads: 3, operations: 150, floors_read_late: false },
+            plan: Plan { seed, threads: 3, operations: 150, clients: 1, floors_read_late: false },
             hold: Duration::from_millis(3),
             drop_flushes: false,
         }

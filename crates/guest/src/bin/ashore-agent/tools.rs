@@ -52,6 +52,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
                 seed: seed.parse()?,
                 threads: threads.parse()?,
                 operations: steps.parse()?,
+                clients: 1,
                 floors_read_late: false,
             };
             work(root, &plan, disk, SyncCall::from_name(how)?)?;
