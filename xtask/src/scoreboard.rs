@@ -268,8 +268,8 @@ impl Board {
         }
         let table = Board::findings(&columns);
         Ok(format!(
-            "## Mounted on this machine\n\nWhat an application sees, above ext4 on an image file. Beyond its own kernel the doctor cannot look, so the \
-             last line counts blocks\nin the image instead.\n\n{table}{blocks}\n\nA column each of\n\n{commands}\nand of each\n\n    \
+            "## Mounted on this machine\n\nWhat an application sees, above ext4 on an image file. Beyond its own kernel the doctor cannot look, \
+             so the last line counts blocks\nin the image instead.\n\n{table}{blocks}\n\nA column each of\n\n{commands}\nand of each\n\n    \
              ashore doctor --path {{mount}}\n"
         ))
     }
