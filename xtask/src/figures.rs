@@ -38,19 +38,40 @@ pub(crate) const MUTANT_STEPS: [&str; 7] = [
     "power-cuts",
 ];
 
-#[rustfmt::skip]
+const fn goal(
+    steps: &'static [&'static str],
+    figure: &'static str,
+    what: &'static str,
+    bound: Bound,
+    long: u64,
+) -> Goal {
+    Goal { steps, figure, what, bound, long }
+}
+
 const GOALS: [Goal; 11] = [
-    Goal { steps: &["loom"], figure: "loom-schedules", what: "schedules of the barrier, all there are", bound: AtLeast(1_000_000), long: 1 },
-    Goal { steps: &["shuttle"], figure: "shuttle-schedules", what: "schedules of the barrier, at random", bound: AtLeast(1_000_000), long: 1 },
-    Goal { steps: &["simulation"], figure: "seeds", what: "seeds of client and server, simulated", bound: AtLeast(200_000), long: 50 },
-    Goal { steps: &["simulation"], figure: "short-workloads", what: "workloads of up to three operations, all there are", bound: AtLeast(16_956), long: 1 },
-    Goal { steps: &["simulation"], figure: "crash-points", what: "moments at which a host was looked at", bound: AtLeast(2_000_000), long: 50 },
-    Goal { steps: &["simulation"], figure: "faults", what: "faults of such a host", bound: AtLeast(100_000), long: 50 },
-    Goal { steps: &["power-cuts"], figure: "power-cut-states-native", what: "states after a power cut, natively", bound: AtLeast(1_500), long: 10 },
-    Goal { steps: &["power-cuts"], figure: "power-cut-states-guest", what: "states after a power cut, guests", bound: AtLeast(600), long: 10 },
-    Goal { steps: &["power-cuts"], figure: "power-cut-states-broken", what: "of them with a broken promise", bound: AtMost(0), long: 1 },
-    Goal { steps: &["power-cuts"], figure: "host-errors", what: "writes and flushes that the disk failed", bound: AtLeast(200), long: 1 },
-    Goal { steps: &MUTANT_STEPS, figure: "mutants-escaped", what: "deliberate bugs that no test caught", bound: AtMost(0), long: 1 },
+    goal(&["loom"], "loom-schedules", "schedules of the barrier, all there are", AtLeast(1_000_000), 1),
+    goal(&["shuttle"], "shuttle-schedules", "schedules of the barrier, at random", AtLeast(1_000_000), 1),
+    goal(&["simulation"], "seeds", "seeds of client and server, simulated", AtLeast(200_000), 50),
+    goal(
+        &["simulation"],
+        "short-workloads",
+        "workloads of up to three operations, all there are",
+        AtLeast(16_956),
+        1,
+    ),
+    goal(&["simulation"], "crash-points", "moments at which a host was looked at", AtLeast(2_000_000), 50),
+    goal(&["simulation"], "faults", "faults of such a host", AtLeast(100_000), 50),
+    goal(
+        &["power-cuts"],
+        "power-cut-states-native",
+        "states after a power cut, natively",
+        AtLeast(1_500),
+        10,
+    ),
+    goal(&["power-cuts"], "power-cut-states-guest", "states after a power cut, guests", AtLeast(600), 10),
+    goal(&["power-cuts"], "power-cut-states-broken", "of them with a broken promise", AtMost(0), 1),
+    goal(&["power-cuts"], "host-errors", "writes and flushes that the disk failed", AtLeast(200), 1),
+    goal(&MUTANT_STEPS, "mutants-escaped", "deliberate bugs that no test caught", AtMost(0), 1),
 ];
 
 /// What was counted so far.

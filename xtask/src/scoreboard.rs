@@ -218,8 +218,10 @@ impl Board {
         }
         let _ = write!(
             page,
-            "\n    cargo run --release --package ashore-testkit --example power_cuts -- --states {states} --way WAY --file-system KIND\n    \
-             ASHORE_TEST_SERVER='{THEIRS}' cargo run ...      # the same with virtiofsd; with --writeback for `client`\n\n"
+            "\n    cargo run --release --package ashore-testkit --example power_cuts -- \\\n        \
+             --states {states} --way WAY --file-system KIND\n    \
+             ASHORE_TEST_SERVER='{THEIRS}' \\\n        \
+             cargo run ...      # the same with virtiofsd; with --writeback for `client`\n\n"
         );
         Ok(page)
     }
@@ -268,9 +270,9 @@ impl Board {
         }
         let table = Board::findings(&columns);
         Ok(format!(
-            "## Mounted on this machine\n\nWhat an application sees, above ext4 on an image file. Beyond its own kernel the doctor cannot look, \
-             so the last line counts blocks\nin the image instead.\n\n{table}{blocks}\n\nA column each of\n\n{commands}\nand of each\n\n    \
-             ashore doctor --path {{mount}}\n"
+            "## Mounted on this machine\n\nWhat an application sees, above ext4 on an image file. \
+             Beyond its own kernel the doctor cannot look, so the last\nline counts blocks in the image.\n\n{table}{blocks}\n\n\
+             A column each of\n\n{commands}\nand of each\n\n    ashore doctor --path {{mount}}\n"
         ))
     }
 }
