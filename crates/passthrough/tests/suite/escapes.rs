@@ -1,70 +1,113 @@
 //! Races that try to lead out of the share.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ashore_server::FileSystem;
 use ashore_wire::NodeId;
 use ashore_wire::abi::SetattrIn;
 use ashore_wire::flags::SetattrValid;
+use rustix::fs::{AtFlags, RenameFlags, linkat, renameat_with, unlinkat};
 
 use crate::harness::{MODES, RDWR, ROOT, Share, caller};
 
-const TRIES: usize = 10_000;
-/// No longer than this on a busy machine.
-const TIME: Duration = Duration::from_secs(20);
+/// In each way to hold inodes; in all a hundred thousand.
+const TRIES: usize = 50_000;
+/// Of them, those during which the name must have changed hands. On a busy machine the two threads seldom run side by side,
+/// and more tries are made until there were as many.
+const HITS: usize = TRIES / 5;
+const PIPE_TRIES: usize = 10_000;
 const SECRET: &[u8] = b"a secret of the host";
 
 /// Aim: nothing that happens to names while a request runs leads out of the share. Method: a thread gives one name in
-/// turn to a file, a directory and links that lead outside, while requests go through it.
+/// turn to a file, a directory and links that lead outside, while requests go through it; counted are the tries during which
+/// the name changed hands.
 #[test]
 fn no_race_of_links_and_renames_leads_outside() {
     for mode in MODES {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("secret"), SECRET).unwrap();
         let share = Share::holding(mode);
-        fs::write(share.path("file"), b"inside").unwrap();
-        fs::create_dir(share.path("directory")).unwrap();
-        fs::write(share.path("directory/secret"), b"inside").unwrap();
-        let stop = AtomicBool::new(false);
-        let mut reached = 0;
+        let names = Names::new(&share, outside.path());
+        let (mut tries, mut found, mut changed) = (0, 0, 0);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let name = share.path("name");
-                while !stop.load(Ordering::Relaxed) {
-                    for (step, target) in
-                        [share.path("file"), outside.path().join("secret"), outside.path().to_owned()]
-                            .iter()
-                            .enumerate()
-                    {
-                        let next = share.path("next");
-                        let _ = fs::remove_file(&next);
-                        if step == 0 {
-                            fs::hard_link(target, &next).unwrap()
-                        } else {
-                            symlink(target, &next).unwrap()
-                        }
-                        let _ = fs::rename(&next, &name);
-                    }
-                    let _ = fs::remove_file(&name);
-                    let _ = fs::rename(share.path("directory"), &name);
-                    let _ = fs::rename(&name, share.path("directory"));
+            let _stop = StopAtEnd(&names.stop);
+            scope.spawn(|| names.swap_until_stopped());
+            while tries < TRIES || changed < HITS {
+                let before = names.swaps.load(Ordering::SeqCst);
+                tries += 1;
+                found += usize::from(try_to_escape(&share));
+                if names.swaps.load(Ordering::SeqCst) != before {
+                    changed += 1;
+                } else {
+                    std::thread::yield_now();
                 }
-            });
-            let start = Instant::now();
-            while reached < TRIES && start.elapsed() < TIME {
-                reached += usize::from(try_to_escape(&share));
             }
-            stop.store(true, Ordering::Relaxed);
         });
-        println!("{mode:?}: {reached} tries that found something under the name");
-        assert!(reached > TRIES / 20, "hardly a race: {reached} tries found something");
+        println!("{mode:?}: {tries} tries; {found} found something, the name changed hands during {changed}");
+        assert!(found > tries / 2, "hardly a race: {found} tries found something");
         assert_eq!(fs::read(outside.path().join("secret")).unwrap(), SECRET);
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "nothing was made outside");
         let left = fs::metadata(outside.path().join("secret")).unwrap();
         assert_ne!(std::os::unix::fs::MetadataExt::mtime(&left), 12345);
+    }
+}
+
+/// One name of the share, and what it is given to.
+struct Names {
+    directory: OwnedFd,
+    stop: AtomicBool,
+    /// How often it has changed hands.
+    swaps: AtomicUsize,
+}
+
+/// Each is exchanged with what has the name, so that they go round.
+const OTHERS: [&str; 4] = ["to-the-secret", "to-the-directory", "to-nothing", "directory"];
+
+impl Names {
+    fn new(share: &Share, outside: &Path) -> Names {
+        fs::write(share.path("file"), b"inside").unwrap();
+        fs::write(share.path("name"), b"inside").unwrap();
+        fs::create_dir(share.path("directory")).unwrap();
+        fs::write(share.path("directory/secret"), b"inside").unwrap();
+        symlink(outside.join("secret"), share.path("to-the-secret")).unwrap();
+        symlink(outside, share.path("to-the-directory")).unwrap();
+        symlink(outside.join("new"), share.path("to-nothing")).unwrap();
+        let directory = fs::File::open(share.path("")).unwrap().into();
+        Names { directory, stop: AtomicBool::new(false), swaps: AtomicUsize::new(0) }
+    }
+
+    /// Once round, and the name is that of the file again; which is then taken away and replaced, so that for a moment there
+    /// is none.
+    fn swap_until_stopped(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            for other in OTHERS.iter().chain(OTHERS.iter().rev()) {
+                self.rename(other, RenameFlags::EXCHANGE);
+            }
+            let at = &self.directory;
+            let _ = linkat(at, "file", at, "fresh", AtFlags::empty());
+            let _ = unlinkat(at, "name", AtFlags::empty());
+            self.rename("fresh", RenameFlags::empty());
+        }
+    }
+
+    fn rename(&self, other: &str, flags: RenameFlags) {
+        // What a try has made under the name may stand in the way; the next time round it does not.
+        if renameat_with(&self.directory, other, &self.directory, "name", flags).is_ok() {
+            self.swaps.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Also if a try fails: the other thread would go on for ever.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -120,7 +163,7 @@ fn no_race_opens_a_pipe_or_a_device() {
                 let _ = fs::rename(share.path("next"), share.path("name"));
             }
         });
-        for _ in 0..TRIES {
+        for _ in 0..PIPE_TRIES {
             let Ok(entry) = share.lookup(ROOT, "name") else { continue };
             let node = NodeId(entry.node);
             // Opening the pipe would wait for a writer for ever.
