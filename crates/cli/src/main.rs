@@ -10,6 +10,7 @@ mod manual;
 mod metrics;
 mod mount;
 mod serve;
+mod service;
 mod signals;
 mod tools;
 mod top;

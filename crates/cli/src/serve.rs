@@ -22,6 +22,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use crate::isolation::{self, IsolationArguments};
 use crate::logging::{self, LogLevel};
 use crate::metrics;
+use crate::service::Manager;
 use crate::signals;
 use crate::virtiofsd::{self, VirtiofsdArguments};
 
@@ -273,6 +274,7 @@ enum Flush {
 struct Entrance {
     listener: Listener,
     metrics: Option<metrics::Entrance>,
+    manager: Manager,
     /// Keeps others from the socket's path.
     _claim: Option<File>,
 }
@@ -308,7 +310,7 @@ fn serve_inside(
     mut inside: Inside,
 ) -> anyhow::Result<ExitCode> {
     let shared_dir = arguments.shared_dir()?;
-    let Entrance { mut listener, metrics: mut told, _claim } = entrance;
+    let Entrance { mut listener, metrics: mut told, manager, _claim } = entrance;
     if inside.has_keeper() {
         listener.leave_file();
         told.iter_mut().for_each(metrics::Entrance::leave_file);
@@ -341,10 +343,19 @@ fn serve_inside(
         _ => None,
     };
     let stop = device.stop_handle();
-    signals::on_end(Duration::from_secs(arguments.last_call_timeout), move || stop.stop())
-        .context("signals cannot be received")?;
+    let told_to_stop = manager.clone();
+    signals::on_end(Duration::from_secs(arguments.last_call_timeout), move || {
+        stop.stop();
+        told_to_stop.stopping();
+    })
+    .context("signals cannot be received")?;
+    let alive_session = Arc::clone(&session);
+    manager
+        .watch(move || _ = alive_session.filesystem().open_handles())
+        .context("no signs of life can be given")?;
     confined.finish()?;
     println!("{}", arguments.ready_line(shared_dir));
+    manager.ready(&format!("sharing {}", absolute(shared_dir).display()));
 
     loop {
         let ended = device.serve(&listener);
@@ -449,15 +460,17 @@ impl ServeArguments {
 
     fn open_entrance(&self) -> anyhow::Result<Entrance> {
         let metrics = || self.metrics.as_ref().map(metrics::Entrance::new).transpose();
+        let manager = Manager::of_environment();
         match (&self.socket_path, self.fd) {
             (Some(path), _) => {
                 let listener = Listener::bind(path)?;
                 let claim = virtiofsd::claim(path)?;
                 self.virtiofsd.open_to_group(path)?;
-                Ok(Entrance { listener, metrics: metrics()?, _claim: Some(claim) })
+                Ok(Entrance { listener, metrics: metrics()?, manager, _claim: Some(claim) })
             }
             (None, Some(fd)) => {
-                Ok(Entrance { listener: Listener::inherit(fd)?, metrics: metrics()?, _claim: None })
+                let listener = Listener::inherit(fd)?;
+                Ok(Entrance { listener, metrics: metrics()?, manager, _claim: None })
             }
             (None, None) => unreachable!("clap requires one of them"),
         }

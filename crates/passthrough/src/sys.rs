@@ -293,7 +293,8 @@ pub(crate) fn x_attributes(file: BorrowedFd<'_>) -> Result<[u8; X_ATTRIBUTES_SIZ
     let mut attributes = XAttributes([0; X_ATTRIBUTES_SIZE]);
     // SAFETY: there is no safe wrapper. The descriptor is borrowed and so open; the kernel writes as many bytes as the
     // number says, which is made from the size of the buffer, and any bytes are valid in it.
-    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), GET_X_ATTRIBUTES.into(), &raw mut attributes) };
+    let outcome =
+        unsafe { libc::ioctl(file.as_raw_fd(), GET_X_ATTRIBUTES as libc::Ioctl, &raw mut attributes) };
     check(outcome.into()).map(|_| attributes.0)
 }
 
@@ -301,6 +302,7 @@ pub(crate) fn x_attributes(file: BorrowedFd<'_>) -> Result<[u8; X_ATTRIBUTES_SIZ
 pub(crate) fn set_x_attributes(file: BorrowedFd<'_>, attributes: &[u8; X_ATTRIBUTES_SIZE]) -> Result<()> {
     let attributes = XAttributes(*attributes);
     // SAFETY: as above; the kernel only reads.
-    let outcome = unsafe { libc::ioctl(file.as_raw_fd(), SET_X_ATTRIBUTES.into(), &raw const attributes) };
+    let outcome =
+        unsafe { libc::ioctl(file.as_raw_fd(), SET_X_ATTRIBUTES as libc::Ioctl, &raw const attributes) };
     check(outcome.into()).map(|_| ())
 }
