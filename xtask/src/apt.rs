@@ -113,7 +113,7 @@ impl Apt {
 /// Debian's mirror as the system knows it: whoever set up this machine knows which one it can reach.
 ///
 /// Asked for is what an update would fetch. That is answered without lists too, and whatever form the sources have.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     let output = Command::new("apt-get").args(["update", "--print-uris"]).output();
     let output = output.context("cannot run apt-get: this task needs a Debian system, or one like it")?;
     let text = String::from_utf8_lossy(&output.stdout);

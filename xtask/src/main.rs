@@ -1,6 +1,8 @@
 //! Tasks of this workspace, as one program that needs nothing but Rust and a Debian with apt: `cargo xtask TASK`.
 
 mod apt;
+mod clean_root;
+mod dist;
 mod figures;
 mod guest;
 mod interrupt;
@@ -31,6 +33,8 @@ enum Task {
     Guest(guest::Options),
     /// Write man pages and completions to target/manual.
     Man,
+    /// Build what users install: a static program in an archive and in a Debian package, in target/dist.
+    Dist,
     /// Run everything that a change is judged by.
     Test(test::Options),
     /// Of that, what shows that a sync can be trusted: schedules, seeds, power cuts, deliberate bugs, each counted.
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Task::Setup(options) => setup::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Guest(options) => guest::run(&options),
         Task::Man => man::run(),
+        Task::Dist => dist::run(),
         Task::Test(options) => test::run(&options),
         Task::Proof(options) => test::prove(&options),
         Task::Kernels(options) => matrix::run(&options).map(|()| ExitCode::SUCCESS),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use ashore_guest::{DEFAULT_KERNEL, cache};
 
 use crate::apt::Apt;
-use crate::kernels;
+use crate::{clean_root, kernels};
 
 /// A program, and the package that brings it.
 const TOOLS: [(&str, &str); 11] = [
@@ -25,6 +25,10 @@ const TOOLS: [(&str, &str); 11] = [
     ("groff", "groff"),
 ];
 
+/// What packages are made with.
+const PACKAGERS: [(&str, &str); 4] =
+    [("dpkg-deb", "dpkg"), ("tar", "tar"), ("gzip", "gzip"), ("strip", "binutils")];
+
 const PEER: &str = "virtiofsd";
 const PEER_VERSION: &str = "1.14.0";
 const PEER_LIBRARIES: [(&str, &str); 2] =
@@ -38,6 +42,9 @@ pub(crate) struct Options {
     /// Build virtiofsd too, to compare with
     #[arg(long)]
     peers: bool,
+    /// Fetch a clean Debian too, to try our package in
+    #[arg(long)]
+    clean_root: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -48,6 +55,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if options.peers {
         println!("{}", ensure_peer()?.display());
+    }
+    if options.clean_root {
+        println!("{}", ensure_clean_root()?.display());
     }
     println!("everything is in place");
     Ok(())
@@ -61,6 +71,31 @@ pub(crate) fn ensure(kernel: &str) -> Result<()> {
 
 fn ensure_tools() -> Result<()> {
     ensure_programs(&TOOLS)
+}
+
+/// What packages are made with.
+pub(crate) fn ensure_packagers() -> Result<()> {
+    ensure_programs(&PACKAGERS)
+}
+
+/// A Debian that packages are tried in.
+pub(crate) fn ensure_clean_root() -> Result<PathBuf> {
+    ensure_programs(&[("debootstrap", "debootstrap")])?;
+    clean_root::ensure()
+}
+
+/// Rust's own library for another target.
+pub(crate) fn ensure_target(target: &str) -> Result<()> {
+    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output();
+    let output = output.context("cannot start rustc: is it in PATH?")?;
+    if Path::new(String::from_utf8_lossy(&output.stdout).trim()).exists() {
+        return Ok(());
+    }
+    let added = Command::new("rustup").args(["target", "add", target]).status();
+    if !added.context("cannot start rustup, which is to fetch Rust's library for musl")?.success() {
+        bail!("Rust's library for {target} could not be fetched: see what rustup says");
+    }
+    Ok(())
 }
 
 /// Programs, each with the package that brings it.

@@ -30,6 +30,8 @@ enum Needs {
     Guest,
     /// And virtiofsd, and a kernel that knows 9p, for the doctor in a guest.
     GuestAndPeer,
+    /// A Debian with nothing of ours in it.
+    CleanRoot,
     /// virtiofsd, to hold our client against another server than ours.
     Peer,
 }
@@ -80,7 +82,7 @@ const POWER_CUTS: [&str; 8] =
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 17] = [
+const STEPS: [Step; 18] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -113,8 +115,17 @@ const STEPS: [Step; 17] = [
             "in_a_real_guest::",
             "--skip",
             "with_virtiofsd::",
+            "--skip",
+            "in_a_clean_root::",
         ],
         needs: Needs::Toolchain,
+        cfgs: &[],
+    },
+    Step {
+        name: "package",
+        purpose: "what users install: built, and installed in a clean Debian",
+        arguments: &["test", "--package", "ashore-testkit", "--test", "package"],
+        needs: Needs::CleanRoot,
         cfgs: &[],
     },
     Step {
@@ -369,6 +380,7 @@ impl Step {
                 setup::ensure(FULL_KERNEL)?;
                 setup::ensure_peer()?;
             }
+            Needs::CleanRoot => drop(setup::ensure_clean_root()?),
             Needs::Peer => drop(setup::ensure_peer()?),
         }
         let (succeeded, passed, failed) = self.cargo(options, figures)?;

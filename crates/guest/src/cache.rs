@@ -22,6 +22,14 @@ pub fn kernels() -> Result<PathBuf> {
     Ok(dir()?.join("kernels"))
 }
 
+/// The release of Debian that packages are installed in to be tried.
+pub const CLEAN_RELEASE: &str = "bookworm";
+
+/// That Debian, with nothing of ours in it.
+pub fn clean_root() -> Result<PathBuf> {
+    Ok(dir()?.join("roots").join(CLEAN_RELEASE))
+}
+
 /// Servers of other projects, to compare with; programs are in its `bin`.
 pub fn peers() -> Result<PathBuf> {
     Ok(dir()?.join("peers"))
