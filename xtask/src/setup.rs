@@ -11,7 +11,7 @@ use crate::apt::Apt;
 use crate::{clean_root, kernels};
 
 /// A program, and the package that brings it.
-const TOOLS: [(&str, &str); 11] = [
+const TOOLS: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -23,6 +23,7 @@ const TOOLS: [(&str, &str); 11] = [
     ("xz", "xz-utils"),
     ("man", "man-db"),
     ("groff", "groff"),
+    ("sqlite3", "sqlite3"),
 ];
 
 /// What packages are made with.
