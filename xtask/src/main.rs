@@ -39,6 +39,8 @@ enum Task {
     Test(test::Options),
     /// Of that, what shows that a sync can be trusted: schedules, seeds, power cuts, deliberate bugs, each counted.
     Proof(test::ProofOptions),
+    /// Switch each deliberate bug on, and see that all are caught by the tests that must.
+    Mutants(test::MutantsOptions),
     /// Measure what guests' kernels do on sync, and write columns of the table in docs/guest-kernels.md.
     Kernels(matrix::Options),
     /// Ask our server and others the same questions, and write docs/scoreboard.md.
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Task::Dist => dist::run(),
         Task::Test(options) => test::run(&options),
         Task::Proof(options) => test::prove(&options),
+        Task::Mutants(options) => test::catch_mutants(&options),
         Task::Kernels(options) => matrix::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Scoreboard(options) => scoreboard::run(&options),
     };

@@ -10,7 +10,7 @@ use ashore_guest::{DEFAULT_KERNEL, FULL_KERNEL, KERNEL_VARIABLE};
 
 use crate::figures::Figures;
 use crate::interrupt::{self, Interrupt};
-use crate::setup;
+use crate::{mutants, setup};
 
 /// One rung: a cargo command. Those that run tests are counted by the lines in which cargo sums them up.
 struct Step {
@@ -77,12 +77,22 @@ const PEERS: [&str; 17] = [
 ];
 
 /// What a power cut leaves, at thousands of moments; two tests at a time, and what each found is printed.
-const POWER_CUTS: [&str; 8] =
-    ["test", "--package", "ashore-testkit", "--test", "power_cuts", "--", "--nocapture", "--test-threads=2"];
+const POWER_CUTS: [&str; 10] = [
+    "test",
+    "--package",
+    "ashore-testkit",
+    "--test",
+    "power_cuts",
+    "--",
+    "--nocapture",
+    "--test-threads=2",
+    "--skip",
+    "deliberate_faults::",
+];
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 18] = [
+const STEPS: [Step; 19] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -229,10 +239,31 @@ const STEPS: [Step; 18] = [
     },
     Step {
         name: "power-cuts",
-        purpose: "what a sync promised is there after a power cut, on ext4, XFS and btrfs, and faults are found out",
+        purpose: "what a sync promised is there after a power cut, on ext4, XFS and btrfs",
         arguments: &POWER_CUTS,
         needs: Needs::Guest,
         cfgs: &[],
+    },
+    Step {
+        name: "mutants-power-cuts",
+        purpose: "deliberate bugs and faults that must show after a power cut",
+        arguments: &[
+            "test",
+            "--package",
+            "ashore-testkit",
+            "--test",
+            "power_cuts",
+            "--test",
+            "power_cut_mutants",
+            "--",
+            "--nocapture",
+            "--test-threads=2",
+            "deliberate_faults::",
+            "every_mutant",
+            "the_tests_pass",
+        ],
+        needs: Needs::Guest,
+        cfgs: &["mutants"],
     },
     Step {
         name: "guests",
@@ -266,7 +297,7 @@ pub(crate) struct Options {
 }
 
 /// The steps that count what they have tried, and switch deliberate bugs on: the proof that syncs can be trusted.
-const PROOF: [&str; 11] = [
+const PROOF: [&str; 12] = [
     "loom",
     "shuttle",
     "mutants-loom",
@@ -278,6 +309,7 @@ const PROOF: [&str; 11] = [
     "mutants-server",
     "shipped",
     "power-cuts",
+    "mutants-power-cuts",
 ];
 
 /// What `--long` tells the tests, by the environment.
@@ -298,6 +330,23 @@ pub(crate) fn prove(options: &ProofOptions) -> Result<ExitCode> {
     let steps = PROOF.iter().map(|step| (*step).to_owned()).collect();
     let (kernel, page) = (DEFAULT_KERNEL.to_owned(), options.page.clone());
     run(&Options { steps, kernel, keep_going: true, list: false, long: options.long, page })
+}
+
+#[derive(clap::Args)]
+pub(crate) struct MutantsOptions {
+    /// Write the list of deliberate bugs into docs/mutants.md, and run nothing
+    #[arg(long)]
+    write: bool,
+}
+
+/// Runs the steps that switch deliberate bugs on.
+pub(crate) fn catch_mutants(options: &MutantsOptions) -> Result<ExitCode> {
+    if options.write {
+        return mutants::write().map(|()| ExitCode::SUCCESS);
+    }
+    let steps = mutants::STEPS.map(str::to_owned).into();
+    let kernel = DEFAULT_KERNEL.to_owned();
+    run(&Options { steps, kernel, keep_going: true, list: false, long: false, page: None })
 }
 
 /// How the page with the figures begins.

@@ -40,13 +40,13 @@ pub(crate) const fn on(_: Mutant) -> bool {
     false
 }
 
-/// Whether the environment variable `BARRIER_MUTANT` names this bug.
+/// Whether the environment variable `ASHORE_MUTANT` names this bug.
 #[cfg(mutants)]
 pub(crate) fn on(mutant: Mutant) -> bool {
     use std::sync::OnceLock;
     static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
     let chosen = CHOSEN.get_or_init(|| {
-        let name = std::env::var("BARRIER_MUTANT").ok()?;
+        let name = std::env::var("ASHORE_MUTANT").ok()?;
         ALL.into_iter().find(|mutant| format!("{mutant:?}") == name)
     });
     *chosen == Some(mutant)

@@ -96,7 +96,7 @@ const TRIALS: &[Trial] = &[
 
 #[test]
 fn every_mutant_is_caught_by_the_test_that_must() {
-    if std::env::var_os("BARRIER_MUTANT").is_some() {
+    if std::env::var_os("ASHORE_MUTANT").is_some() {
         return;
     }
     println!("{:>2}  {:<21} {:<7} {:<50} {:>7}  caught by", "#", "bug", "checker", "test", "time");
@@ -123,7 +123,7 @@ impl Trial {
     fn run(&self) -> Option<String> {
         let mut child = Command::new(current_exe().unwrap())
             .args(["--exact", "--nocapture", &format!("{CHECKER}::{}", self.test)])
-            .env("BARRIER_MUTANT", self.bug)
+            .env("ASHORE_MUTANT", self.bug)
             .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -50,7 +50,7 @@ impl Oracle {
     /// Record first, settle afterwards: the second of the two orders that carry everything.
     pub(crate) fn settle<T>(&self, ticket: T, operation: usize) {
         let recorded = &self.recorded[operation];
-        if cfg!(mutants) && std::env::var("BARRIER_MUTANT").is_ok_and(|name| name == "ResultAfterSettle") {
+        if cfg!(mutants) && std::env::var("ASHORE_MUTANT").is_ok_and(|name| name == "ResultAfterSettle") {
             drop(ticket);
             recorded.store(true, Relaxed);
             return;

@@ -49,6 +49,12 @@ pub(crate) fn pass_without_a_bug(trials: &[Trial]) {
     }
 }
 
+/// Whether a bug is switched on in this process.
+#[allow(dead_code, reason = "most tests need not know")]
+pub(crate) fn is_trial() -> bool {
+    var_os(VARIABLE).is_some()
+}
+
 fn is_caught(number: &str, bug: &str, test: &str) -> bool {
     let start = Instant::now();
     let verdict = run(bug, test);
