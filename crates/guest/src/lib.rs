@@ -50,4 +50,4 @@ pub use disk::{BindMount, LoopImage, SmallDisk};
 pub use guest::{Builder, Guest, KERNEL_VARIABLE, Share};
 pub use kernel::{DEFAULT_KERNEL, FULL_KERNEL, Kernel};
 pub use pattern::count_blocks;
-pub use server::{SERVER_VARIABLE, Server, ServerBuilder};
+pub use server::{SERVER_VARIABLE, Server, ServerBuilder, is_listened_at};

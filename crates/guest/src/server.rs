@@ -52,7 +52,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Starts it, and returns when its socket is there.
+    /// Starts it, and returns when it listens at its socket.
     pub fn start(self) -> Result<Server> {
         let folder = tempfile::Builder::new().prefix("ashore-server-").tempdir()?;
         let log = folder.path().join("log");
@@ -165,7 +165,7 @@ impl Server {
     /// Connecting to see whether it listens would not do: most servers serve one client and then end.
     fn wait_for_socket(&mut self) -> Result<()> {
         let end = Instant::now() + START_PATIENCE;
-        while !self.socket().exists() {
+        while !is_listened_at(&self.socket()) {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server ended at once ({status}): {}", self.log().trim());
             }
@@ -176,6 +176,15 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// Whether somebody listens at this socket: its name is there a little before, and connecting would take the place of the one
+/// client that some servers have.
+pub fn is_listened_at(socket: &Path) -> bool {
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let socket = format!(" {}", socket.display());
+    // Flags with __SO_ACCEPTCON (proc_net_unix(5)).
+    sockets.lines().any(|line| line.ends_with(&socket) && line.contains(" 00010000 "))
 }
 
 impl Drop for Server {

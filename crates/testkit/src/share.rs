@@ -13,7 +13,7 @@ use ashore_passthrough::{Options, Passthrough};
 use ashore_server::{Limits, Session};
 use tempfile::TempDir;
 
-use crate::guest::cache;
+use crate::guest::{cache, is_listened_at};
 use crate::in_process::InProcess;
 
 /// Far more than a server takes to come up or to end, and finite.
@@ -126,9 +126,8 @@ impl Virtiofsd {
         command.arg("--socket-path").arg(folder.path().join("socket")).args(more);
         let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let peer = Virtiofsd { child, folder };
-        // The name is there a little before anybody listens, and trying by connecting would use up its one connection.
         let begun = Instant::now();
-        while !is_listening(&peer.socket()) {
+        while !is_listened_at(&peer.socket()) {
             assert!(begun.elapsed() < FINITE, "virtiofsd listens in finite time");
             sleep(Duration::from_millis(2));
         }
@@ -165,12 +164,6 @@ impl Drop for Virtiofsd {
         _ = self.child.kill();
         _ = self.child.wait();
     }
-}
-
-fn is_listening(socket: &Path) -> bool {
-    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
-    let socket = socket.display().to_string();
-    sockets.lines().any(|line| line.ends_with(&socket) && line.contains(" 00010000 "))
 }
 
 fn virtiofsd() -> PathBuf {
