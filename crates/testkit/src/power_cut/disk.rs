@@ -73,6 +73,8 @@ pub struct Disk {
     /// Writes of files' data that are still to fail, and whether because there is no room.
     to_fail: AtomicU32,
     is_full: AtomicBool,
+    /// Other writes that are still to fail.
+    others_to_fail: AtomicU32,
     /// Flushes that are still to fail.
     flushes_to_fail: AtomicU32,
     failed: AtomicU64,
@@ -89,6 +91,7 @@ impl Disk {
             dice: Mutex::new(Dice::new(behaviour.seed)),
             to_fail: AtomicU32::new(0),
             is_full: AtomicBool::new(false),
+            others_to_fail: AtomicU32::new(0),
             flushes_to_fail: AtomicU32::new(0),
             failed: AtomicU64::new(0),
         }
@@ -103,6 +106,11 @@ impl Disk {
     /// nothing is left to be told wrong.
     pub fn fail_data_writes(&self, count: u32) {
         self.to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// Fails the next writes of what the file system keeps for itself: its journal, names, attributes.
+    pub fn fail_other_writes(&self, count: u32) {
+        self.others_to_fail.store(count, Ordering::SeqCst);
     }
 
     /// Writes that fail do so because the disk has no room (ENOSPC), as thin ones do.
@@ -132,7 +140,8 @@ impl Disk {
         if offset >= self.end {
             return self.write_mark(data);
         }
-        if holds_data(data) && self.takes_failure(&self.to_fail) {
+        let to_fail = if holds_data(data) { &self.to_fail } else { &self.others_to_fail };
+        if self.takes_failure(to_fail) {
             self.log.lock().push(Entry::Lost { data: data.into() });
             let full = self.is_full.load(Ordering::SeqCst);
             return Err(if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }.into());
