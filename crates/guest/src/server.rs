@@ -54,6 +54,12 @@ impl ServerBuilder {
 
     /// Starts it, and returns when it listens at its socket.
     pub fn start(self) -> Result<Server> {
+        let mut server = self.spawn()?;
+        server.wait_for_socket()?;
+        Ok(server)
+    }
+
+    fn spawn(self) -> Result<Server> {
         let folder = tempfile::Builder::new().prefix("ashore-server-").tempdir()?;
         let log = folder.path().join("log");
         let template = self.template.clone().or_else(|| env::var(SERVER_VARIABLE).ok());
@@ -66,9 +72,7 @@ impl ServerBuilder {
         // The keyboard's interrupt is for us, who then end the server in good order.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
-        let mut server = Server { child, ours: template.is_none(), folder };
-        server.wait_for_socket()?;
-        Ok(server)
+        Ok(Server { child, ours: template.is_none(), folder })
     }
 
     fn our_server(&self, folder: &Path) -> Result<Command> {
@@ -217,31 +221,37 @@ fn quoted(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn start(template: &str) -> Result<Server> {
-        Server::builder("/srv/it's here").command(template).start()
+    fn server(template: &str) -> ServerBuilder {
+        Server::builder("/srv/it's here").command(template)
+    }
+
+    /// A program that never listens, when it has ended.
+    fn ended(template: &str) -> Server {
+        let mut server = server(template).spawn().unwrap();
+        server.wait(START_PATIENCE).unwrap();
+        server
     }
 
     #[test]
     fn the_values_stand_where_the_command_line_names_them() {
-        let server =
-            start("sh -c 'echo \"$@\" && touch \"$1\" && exec sleep 60' - {socket} {dir} {queues}").unwrap();
-        sleep(Duration::from_millis(50));
+        let server = ended("sh -c 'echo \"$@\"' - {socket} {dir} {queues}");
         assert_eq!(server.log().trim(), format!("{} /srv/it's here 1", server.socket().display()));
         assert!(!server.is_ours());
     }
 
     #[test]
     fn the_log_says_how_busy_a_queue_was() {
-        let server =
-            start("sh -c 'echo DEBUG queue 1: 42 requests; touch $0; sleep 60' {socket} {dir}").unwrap();
+        let server = ended("sh -c 'echo DEBUG queue 1: 42 requests' {socket} {dir}");
         assert_eq!(server.requests_of_queue(1), Some(42));
         assert_eq!(server.requests_of_queue(2), None);
     }
 
     #[test]
     fn a_server_that_ends_at_once_is_quoted() {
-        let error =
-            start("sh -c 'echo no such directory: $1; exit 1' - {dir} {socket}").unwrap_err().to_string();
+        let error = server("sh -c 'echo no such directory: $1; exit 1' - {dir} {socket}")
+            .start()
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("ended at once") && error.contains("no such directory: /srv/it's here"),
             "{error}"
@@ -250,6 +260,6 @@ mod tests {
 
     #[test]
     fn a_command_line_without_a_socket_is_refused() {
-        assert!(start("true {dir}").unwrap_err().to_string().contains("{socket}"));
+        assert!(server("true {dir}").start().unwrap_err().to_string().contains("{socket}"));
     }
 }
