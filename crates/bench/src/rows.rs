@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail, ensure};
-use ashore_vhost_user::driver::{Call, Pages, RawConnection, RawError, Sent};
+use ashore_vhost_user::driver::{Call, Pages, RawConnection, RawError};
 use ashore_wire::NodeId;
 
 use crate::cached::Cached;
@@ -42,6 +42,8 @@ pub(crate) struct Subject<'a> {
 pub(crate) const KIB_4: usize = 4 << 10;
 pub(crate) const KIB_128: usize = 128 << 10;
 pub(crate) const MIB_1: usize = 1 << 20;
+/// Requests kept on their way where many are.
+const DEPTH: usize = 16;
 
 macro_rules! row {
     ($name:literal, $unit:literal, $raw:expr) => {
@@ -178,15 +180,16 @@ impl Subject<'_> {
 
     fn read_deep(&self, meter: &Meter<'_>, bytes: usize) -> Result<Sample> {
         let (mut count, Opened { node, handle }) = (0u32, self.tree.big);
-        let mut window = Window::new(self.raw, 16);
+        let mut sent = Vec::with_capacity(DEPTH);
         let sample = meter.run(|| {
-            window.turn(|| {
+            let answered = self.raw.stream(&mut sent, DEPTH, 16 * DEPTH, || {
                 count = count.wrapping_add(1);
                 let offset = u64::from(count) * bytes as u64 % BIG_BYTES;
                 Call::read(node, handle, offset, Pages { first: count % 32, bytes })
-            })
+            })?;
+            Ok(answered as u64)
         })?;
-        window.finish()?;
+        sent.into_iter().try_for_each(|sent| self.raw.wait(sent).map(drop))?;
         Ok(sample)
     }
 
@@ -300,46 +303,5 @@ impl Subject<'_> {
             syncing.join().expect("the syncing thread does not panic")?;
             sample
         })
-    }
-}
-
-/// Requests of which so many are kept on their way.
-struct Window<'a> {
-    raw: &'a RawConnection,
-    depth: usize,
-    sent: Vec<Sent>,
-}
-
-impl<'a> Window<'a> {
-    fn new(raw: &'a RawConnection, depth: usize) -> Window<'a> {
-        Window { raw, depth, sent: Vec::with_capacity(depth) }
-    }
-
-    /// Fills the window and waits for half of it, so that neither side goes round for each single request. Returns how
-    /// many were answered.
-    fn turn(&mut self, mut next: impl FnMut() -> Call) -> Result<u64> {
-        while self.sent.len() < self.depth {
-            self.sent.push(self.raw.send(next())?);
-        }
-        self.raw.wait_until(&self.sent, self.depth / 2);
-        let mut answered = 0;
-        let mut index = 0;
-        while index < self.sent.len() {
-            if self.raw.is_done(&self.sent[index]) {
-                self.raw.wait(self.sent.swap_remove(index))?;
-                answered += 1;
-            } else {
-                index += 1;
-            }
-        }
-        ensure!(answered > 0, "the link to the server has ended");
-        Ok(answered)
-    }
-
-    fn finish(self) -> Result<()> {
-        for sent in self.sent {
-            self.raw.wait(sent)?;
-        }
-        Ok(())
     }
 }

@@ -221,7 +221,6 @@ fn many_at_once(
     let mut calls = calls.peekable();
     while calls.peek().is_some() {
         let sent: Vec<_> = calls.by_ref().take(DEPTH).map(|call| raw.send(call)).collect::<Result<_, _>>()?;
-        raw.wait_until(&sent, DEPTH);
         for sent in sent {
             answered(raw.wait(sent).map(|answer| answer.body))?;
         }

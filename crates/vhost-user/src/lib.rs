@@ -18,10 +18,14 @@
 //! VMM is trusted with more, since it owns the memory: it can make us wait, but a message that makes no sense
 //! ends its connection and nothing else.
 //!
+//! Both sides look at their rings for a while before they sleep (`look.rs`), as long as that has paid lately: waking up costs more
+//! than most requests do.
+//!
 //! The crates of rust-vmm carry the messages (`vhost`) and make the mappings (`vm-memory`); none of their types
 //! are visible outside. The rings are our own, because draining, and what is to come (recovery of requests in
 //! flight, migration), need every step of them.
 
 pub mod device;
 pub mod driver;
+mod look;
 mod memory;

@@ -1,21 +1,27 @@
-//! How long to look for an answer before sleeping.
+//! How long to look at a ring before sleeping: for an answer on one side, for a request on the other.
 //!
 //! Looking costs a processor's time and saves a wake-up, which costs more than most requests do. So a thread looks as
 //! long as that has paid lately: the time is halved by each look in vain, down to nothing, and back to the whole by one
 //! that finds something. Where it has come down to nothing, one chance in [`PROBE_EVERY`] is taken all the same, since
 //! only looking shows that looking pays again.
+//!
+//! A look that has taken a few microseconds gives way, time and again, to whatever else is to run on its processor: that may be
+//! the one that is waited for.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// One in so many looks is made although lately it did not pay.
 const PROBE_EVERY: u32 = 16;
 /// Looks at the ring between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 32;
+/// How long to look before giving way.
+const ALONE: Duration = Duration::from_micros(5);
 
 /// How long to look on one queue. Threads that look at the same time may overwrite each other's opinion; it is only one.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(crate) struct Look {
     most_us: u32,
     now_us: AtomicU32,
     skipped: AtomicU32,
@@ -25,7 +31,7 @@ pub(super) struct Look {
 
 impl Look {
     /// Looks for so long at most. 0: never.
-    pub(super) fn new(most_us: u32) -> Look {
+    pub(crate) fn new(most_us: u32) -> Look {
         Look {
             most_us,
             now_us: AtomicU32::new(most_us),
@@ -35,12 +41,12 @@ impl Look {
     }
 
     /// Whether there is any looking at all.
-    pub(super) fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.most_us > 0
     }
 
     /// Looks until `found`, until the time is over, or until `stop`; says whether found.
-    pub(super) fn finds(&self, found: impl Fn() -> bool, stop: impl Fn() -> bool) -> bool {
+    pub(crate) fn finds(&self, found: impl Fn() -> bool, stop: impl Fn() -> bool) -> bool {
         if found() {
             return true;
         }
@@ -54,17 +60,17 @@ impl Look {
     }
 
     /// A thread that waits for its answer looks itself.
-    pub(super) fn lend(&self) {
+    pub(crate) fn lend(&self) {
         self.lent.store(true, Ordering::Relaxed);
     }
 
     /// Whether one has done so since this was last asked.
-    pub(super) fn was_lent(&self) -> bool {
+    pub(crate) fn was_lent(&self) -> bool {
         self.lent.load(Ordering::Relaxed) && self.lent.swap(false, Ordering::Relaxed)
     }
 
     /// The queue's own thread has slept and was woken: what follows is a burst, worth a short look.
-    pub(super) fn woken(&self) {
+    pub(crate) fn woken(&self) {
         self.now_us.fetch_max(self.most_us / 8, Ordering::Relaxed);
     }
 
@@ -80,7 +86,14 @@ impl Look {
 
 fn look(time: Duration, found: impl Fn() -> bool, stop: impl Fn() -> bool) -> bool {
     let begun = Instant::now();
-    while begun.elapsed() < time && !stop() {
+    loop {
+        let so_far = begun.elapsed();
+        if so_far >= time || stop() {
+            return false;
+        }
+        if so_far > ALONE {
+            thread::yield_now();
+        }
         for _ in 0..LOOKS_PER_CLOCK {
             if found() {
                 return true;
@@ -88,7 +101,6 @@ fn look(time: Duration, found: impl Fn() -> bool, stop: impl Fn() -> bool) -> bo
             std::hint::spin_loop();
         }
     }
-    false
 }
 
 #[cfg(test)]

@@ -110,7 +110,8 @@ pub trait Link: Send + Sync + 'static {
 
     /// A thread that is about to sleep until an answer comes may look for it itself first: that saves waking it. Brings
     /// answers, others' too, until `done` or until none has come for as long as the link finds worth while; returns
-    /// whether `done`. The caller holds no lock that its [`Receiver`] takes, and must be ready to sleep afterwards.
+    /// whether `done`, which may send more. The caller holds no lock that its [`Receiver`] takes, and must be ready to sleep
+    /// afterwards.
     /// A link without a better idea looks not at all.
     fn attend(&self, done: &mut dyn FnMut() -> bool) -> bool {
         done()

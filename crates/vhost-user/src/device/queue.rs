@@ -27,6 +27,7 @@ use super::fds::Readiness;
 use super::serve::NO_SHARED_MEMORY;
 use super::shared::{Kick, Shared};
 use super::sleeper::Sleeper;
+use crate::look::Look;
 use crate::memory::GuestMap;
 
 /// How often a ring is looked at whose guest cannot notify us.
@@ -48,7 +49,7 @@ pub struct DeviceQueue {
     map: Arc<GuestMap>,
     map_generation: u64,
     complaints: Complaints,
-    poll: AdaptivePoll,
+    look: Look,
     sleeper: Sleeper,
     /// Notifications that came without a request, before the first one.
     empty_kicks: EmptyKicks,
@@ -88,7 +89,8 @@ impl DeviceQueue {
         let sleeper = Sleeper::new(&shared.wake)?;
         let (map, map_generation) = shared.memory.current();
         let next = shared.position();
-        let poll = AdaptivePoll::new(Duration::from_micros(u64::from(shared.poll_us)));
+        // Nobody waits for what comes by hiprio.
+        let look = Look::new(if shared.index().is_hiprio() { 0 } else { shared.poll_us });
         let available = next as u16;
         let complaints = Complaints::default();
         shared.ring.disable_kicks();
@@ -99,7 +101,7 @@ impl DeviceQueue {
             map,
             map_generation,
             complaints,
-            poll,
+            look,
             sleeper,
             empty_kicks: EmptyKicks::Count(0),
             has_thread: false,
@@ -197,13 +199,15 @@ impl DeviceQueue {
     fn wait(&mut self) {
         self.shared.announce_now();
         let next = self.next as u16;
-        if self.poll.until(|| self.shared.ring.available_index() != next || self.shared.is_stopping()) {
+        let (ring, stopping) = (&self.shared.ring, || self.shared.is_stopping());
+        if self.look.finds(|| ring.available_index() != next, stopping) {
             return;
         }
         // Whether the guest was asked before or after it looked, one of us notices: see `enable_kicks`.
         if !self.shared.ring.enable_kicks(next) {
             let kicked = self.sleep();
             self.shared.counters.wake_ups.add_one();
+            self.look.woken();
             if kicked && self.shared.ring.available_index() == next {
                 self.suspect_memory();
             }
@@ -289,37 +293,5 @@ impl Complaints {
         }
         self.last = Some(Instant::now());
         Some(std::mem::take(&mut self.unmentioned))
-    }
-}
-
-/// Looks for a while before sleeping: longer after a look that found something, shorter after one in vain.
-#[derive(Debug)]
-struct AdaptivePoll {
-    longest: Duration,
-    current: Duration,
-}
-
-impl AdaptivePoll {
-    /// Below this a look is not worth reading the clock for.
-    const SHORTEST: Duration = Duration::from_micros(2);
-
-    fn new(longest: Duration) -> AdaptivePoll {
-        AdaptivePoll { longest, current: longest }
-    }
-
-    fn until(&mut self, mut found: impl FnMut() -> bool) -> bool {
-        if self.longest.is_zero() {
-            return false;
-        }
-        let begin = Instant::now();
-        while begin.elapsed() < self.current {
-            if found() {
-                self.current = (self.current * 2).min(self.longest);
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        self.current = (self.current / 2).max(Self::SHORTEST.min(self.longest));
-        false
     }
 }

@@ -17,9 +17,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::handshake::{ConnectError, Server};
-use super::look::Look;
 use super::memory::Memory;
 use super::queue::{Lie, QUEUE_BYTES, Queue};
+use crate::look::Look;
 
 /// How long the thread of a queue waits for the right to reap before it looks whether the link has ended.
 const REAPING_WAIT: Duration = Duration::from_millis(20);

@@ -7,7 +7,6 @@
 //!   RawConnection        raw.rs        requests one by one; what they are stands in call.rs
 //!     VhostUserLink      link.rs       the Link: which queue, threads that bring answers, the end
 //!       Queue            queue.rs      one ring: submit, reap, and what is in flight
-//!       Look             look.rs       how long to look for an answer before sleeping
 //!         Memory         memory.rs     the memory shared with the server, and who has which part
 //!       handshake        handshake.rs  the messages to the server, before and after
 //! ```
@@ -18,7 +17,6 @@
 mod call;
 mod handshake;
 mod link;
-mod look;
 mod memory;
 mod queue;
 mod raw;

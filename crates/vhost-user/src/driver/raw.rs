@@ -157,29 +157,64 @@ impl RawConnection {
 
     /// Waits for an answer.
     pub fn wait(&self, sent: Sent) -> Result<Answer, RawError> {
-        let asked = RequestId(sent.id);
-        let Completion { mut reply, length, .. } = self.wait_for_completion(&sent)?;
-        let body = answer_body(asked, &reply, length)?;
-        reply.truncate(length);
-        reply.drain(..OUT_HEADER_SIZE);
-        if sent.has_target {
-            return Ok(Answer { in_place: body - reply.len(), body: reply });
-        }
-        Ok(Answer { body: reply, in_place: 0 })
+        let completion = self.wait_for_completion(&sent)?;
+        answer(&sent, completion)
     }
 
-    /// Waits until so many of these are answered, or the link has ended; each is still to be waited for.
-    pub fn wait_until(&self, sent: &[Sent], answered: usize) {
-        let enough = |table: &Table| {
-            let count = sent.iter().filter(|sent| table.is_done(sent.id)).count();
-            table.ended || count >= answered.min(sent.len())
-        };
-        if self.link.attend(&mut || enough(&self.inbox.table.lock())) {
-            return;
+    /// Keeps `depth` requests on their way until `count` of them were answered; `sent` are those that are on their way, for the
+    /// next call or to be waited for. Returns how many were answered, a few more perhaps. An answer that is not a good one is the
+    /// error.
+    pub fn stream(
+        &self,
+        sent: &mut Vec<Sent>,
+        depth: usize,
+        count: usize,
+        mut next: impl FnMut() -> Call,
+    ) -> Result<usize, RawError> {
+        let (mut answered, mut outcome) = (0, Ok(()));
+        loop {
+            let mut turn = || {
+                let took = self.take_answered(sent).and_then(|took| {
+                    while sent.len() < depth {
+                        sent.push(self.send(next())?);
+                    }
+                    Ok(took)
+                });
+                match took {
+                    Ok(took) => answered += took,
+                    Err(error) => outcome = Err(error),
+                }
+                answered >= count || outcome.is_err()
+            };
+            // All in one visit, lest the answers to what is being sent interrupt the sending.
+            if turn() || self.link.attend(&mut turn) {
+                return outcome.map(|()| answered);
+            }
+            self.sleep_until_one_of(sent);
         }
+    }
+
+    /// Takes those answers out of `sent` that are there.
+    fn take_answered(&self, sent: &mut Vec<Sent>) -> Result<usize, RawError> {
+        let mut table = self.inbox.table.lock();
+        let (before, mut outcome) = (sent.len(), Ok(()));
+        sent.retain(|one| match table.take(one.id) {
+            Some(completion) => {
+                outcome = outcome.and(answer(one, completion).map(drop));
+                false
+            }
+            None => true,
+        });
+        if table.ended && outcome.is_ok() {
+            return Err(RawError::Closed);
+        }
+        outcome.map(|()| before - sent.len())
+    }
+
+    fn sleep_until_one_of(&self, sent: &[Sent]) {
         let mut table = self.inbox.table.lock();
         table.watchers += 1;
-        while !enough(&table) {
+        while !table.ended && !sent.iter().any(|sent| table.is_done(sent.id)) {
             self.inbox.came.wait(&mut table);
         }
         table.watchers -= 1;
@@ -352,6 +387,15 @@ impl RawConnection {
             Err(error) => Err(error),
         }
     }
+}
+
+fn answer(sent: &Sent, completion: Completion) -> Result<Answer, RawError> {
+    let Completion { mut reply, length, .. } = completion;
+    let body = answer_body(RequestId(sent.id), &reply, length)?;
+    reply.truncate(length);
+    reply.drain(..OUT_HEADER_SIZE);
+    let in_place = if sent.has_target { body - reply.len() } else { 0 };
+    Ok(Answer { in_place, body: reply })
 }
 
 fn message(id: u64, sender: Sender, call: Call) -> Message {
@@ -591,10 +635,27 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_goes_on_until_so_many_are_answered_and_ends_with_an_error() {
+        let (raw, _) = connection(|message| {
+            let error = if message.id >> USE_SHIFT > 40 { -2 } else { 0 };
+            let header = OutHeader { len: 16, error, unique: message.id };
+            Some(Completion { id: message.id, length: 16, reply: header.as_bytes().to_vec() })
+        });
+        let mut sent = Vec::new();
+        let mut stream = |count| raw.stream(&mut sent, 4, count, || Call::syncfs(NodeId::ROOT));
+        assert_eq!(stream(100), Ok(100));
+        assert_eq!(stream(100), Err(RawError::Errno(Errno::ENOENT)));
+    }
+
+    #[test]
     fn the_end_of_the_link_ends_all_waiting() {
         let (raw, link) = connection(|_| None);
         let sent = [raw.send(Call::getattr(NodeId::ROOT)), raw.send(Call::syncfs(NodeId::ROOT))];
         std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let streamed = raw.stream(&mut Vec::new(), 2, 2, || Call::syncfs(NodeId::ROOT));
+                assert_eq!(streamed, Err(RawError::Closed));
+            });
             for sent in sent {
                 scope.spawn(|| assert_eq!(raw.wait(sent.unwrap()).unwrap_err(), RawError::Closed));
             }

@@ -161,8 +161,10 @@ fn many_requests_are_answered_however_we_look_for_them() {
         let raw = peer.connect(LinkOptions { poll_us, ..LinkOptions::default() });
         let file = NodeId(raw.lookup(NodeId::ROOT, b"f").unwrap().nodeid);
         // More at once than the ring has room for.
-        let sent: Vec<_> = (0..700).map(|_| raw.send(Call::getattr(file)).unwrap()).collect();
-        raw.wait_until(&sent, 350);
+        let mut sent = Vec::new();
+        let answered = raw.stream(&mut sent, 700, 3000, || Call::getattr(file)).unwrap();
+        assert!((3000..3700).contains(&answered), "{answered}");
+        assert_eq!(sent.len(), 700, "as many are on their way");
         for sent in sent {
             assert!(!raw.wait(sent).unwrap().body.is_empty());
         }
