@@ -8,12 +8,13 @@
 //!   client's process  --owner-->  Holder { its own open(2) of the file, what it holds }  --OFD lock-->  host
 //! ```
 //!
-//! The host is who decides. What is noted here of the ranges held is for three things: to close a description that
-//! holds nothing any more, to say which process of this client stands in the way, and to have a bound.
+//! The host is who decides. What is noted here of the ranges held is for four things: to close a description that
+//! holds nothing any more, to say which process of this client stands in the way, to have a bound, and to find deadlocks.
 //!
-//! The host finds no deadlock among such locks; who waits in one waits until one of them is interrupted.
+//! The host finds no deadlock among such locks. Among the POSIX locks of one client it is found here, before the owner
+//! that would close the circle begins to wait. One that takes several clients, or processes of the host, is not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,6 +52,8 @@ pub(crate) struct Locks {
     count: AtomicUsize,
     /// Ranges held by all of them.
     ranges: Arc<AtomicUsize>,
+    /// Ranges that POSIX locks wait for. Taken before `holders`.
+    awaited: Mutex<Vec<(Key, RangeLock)>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,7 +118,11 @@ pub(crate) fn setlk(fs: &Passthrough, node: NodeId, arguments: &LkIn, wait: Opti
         None if wanted.kind == UNLOCK => return Ok(()),
         None => fs.locks.add(key, || open_holder(fs, &file))?,
     };
-    let outcome = holder.set(wanted, flock, arguments.lk.pid, wait);
+    let outcome = match wait {
+        Some(_) if !flock => fs.locks.begin_to_wait(key, wanted),
+        _ => Ok(None),
+    }
+    .and_then(|_awaited| holder.set(wanted, flock, arguments.lk.pid, wait));
     fs.locks.put_back(key, holder);
     outcome
 }
@@ -213,6 +220,42 @@ impl Locks {
         drop(closed);
     }
 
+    /// Notes that an owner waits for a range; EDEADLK if one that stands in its way waits for it in turn, perhaps by way
+    /// of others.
+    ///
+    /// Whoever closes a circle finds it: the others have noted what they wait for, under the same mutex, and before
+    /// that what they hold. As with the kernel's own locks, an owner whose threads wait and unlock side by side may be
+    /// told of a deadlock that one of them would have ended.
+    fn begin_to_wait(&self, key: Key, wanted: RangeLock) -> Result<Option<Awaited<'_>>> {
+        let mut awaited = self.awaited.lock();
+        let mut seen = HashSet::new();
+        let mut open = vec![(key, wanted)];
+        while let Some((waiting, range)) = open.pop() {
+            for owner in self.in_the_way(waiting, range) {
+                if owner == key.owner {
+                    return Err(Errno::EDEADLK);
+                }
+                if seen.insert(owner) {
+                    open.extend(awaited.iter().filter(|(other, _)| other.owner == owner));
+                }
+            }
+        }
+        awaited.push((key, wanted));
+        Ok(Some(Awaited { locks: self, key, range: wanted }))
+    }
+
+    /// Owners in this client that hold what a POSIX lock has to wait for.
+    fn in_the_way(&self, key: Key, wanted: RangeLock) -> Vec<LockOwner> {
+        let holders = self.holders.lock();
+        let others = holders
+            .iter()
+            .filter(|(other, _)| (other.node, other.flock) == (key.node, false) && other.owner != key.owner);
+        others
+            .filter(|(_, holder)| holder.held.lock().excludes(&wanted))
+            .map(|(other, _)| other.owner)
+            .collect()
+    }
+
     /// The process of this client whose lock the host found in the way of `key`; none if it was somebody else's.
     fn pid_of(&self, key: Key, found: &RangeLock) -> Option<u32> {
         let holders = self.holders.lock();
@@ -279,6 +322,22 @@ impl Holder {
     }
 }
 
+/// An owner waits for this range; dropped, it does no longer.
+struct Awaited<'a> {
+    locks: &'a Locks,
+    key: Key,
+    range: RangeLock,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        let mut awaited = self.locks.awaited.lock();
+        if let Some(at) = awaited.iter().position(|one| *one == (self.key, self.range)) {
+            awaited.swap_remove(at);
+        }
+    }
+}
+
 impl Drop for Holder {
     fn drop(&mut self) {
         self.all_ranges.fetch_sub(self.held.get_mut().ranges.len(), Ordering::Relaxed);
@@ -312,9 +371,19 @@ impl Held {
     }
 
     fn has(&self, lock: &RangeLock) -> bool {
-        self.ranges
-            .iter()
-            .any(|(start, end, kind)| *start <= lock.end && lock.start <= *end && *kind == lock.kind)
+        self.overlapping(lock).any(|kind| kind == lock.kind)
+    }
+
+    /// Whether another owner has to wait for that lock.
+    fn excludes(&self, lock: &RangeLock) -> bool {
+        self.overlapping(lock).any(|kind| kind == WRITE || lock.kind == WRITE)
+    }
+
+    /// Kinds of what is held of this range.
+    fn overlapping(&self, lock: &RangeLock) -> impl Iterator<Item = u32> {
+        let RangeLock { start, end, .. } = *lock;
+        let ranges = self.ranges.iter().filter(move |range| range.0 <= end && start <= range.1);
+        ranges.map(|range| range.2)
     }
 }
 

@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
+use std::thread;
 
 use ashore_passthrough::{HostFileSystems, LockScope};
-use ashore_server::FileSystem;
+use ashore_server::{FileSystem, Wait};
 use ashore_wire::abi::{FileLock, LkIn};
 use ashore_wire::flags::{InitFlags, LK_FLOCK};
 use ashore_wire::{Errno, FileHandle, LockOwner, NodeId};
@@ -38,6 +39,11 @@ impl Process<'_> {
 
     fn lock(&self, kind: u32, start: u64, end: u64) -> Result<(), Errno> {
         self.share.fs.setlk(&caller(), self.node, &self.request(kind, start, end, 0), None)
+    }
+
+    fn await_lock(&self, kind: u32, start: u64, end: u64) -> Result<(), Errno> {
+        let request = self.request(kind, start, end, 0);
+        self.share.fs.setlk(&caller(), self.node, &request, Some(&Wait::default()))
     }
 
     fn flock(&self, kind: u32) -> Result<(), Errno> {
@@ -119,6 +125,56 @@ fn a_flush_drops_the_posix_locks_of_its_owner_and_a_release_his_flock() {
     one.fs.release(first.node, first.handle, Some(LockOwner(1))).unwrap();
     stranger.flock(READ).unwrap();
     assert_eq!(one.fs.lock_owners(), 0, "no descriptor is kept for what holds nothing");
+}
+
+/// Method: each has a range and waits for the next one's. Whoever comes last closes the circle and is told so; who then
+/// drops its own lock lets the others through, one after the other.
+#[test]
+fn of_those_who_wait_for_each_other_the_last_is_told_of_the_deadlock_and_the_others_get_their_locks() {
+    let [one, _] = two_clients();
+    for owners in 2..=5 {
+        let told: Vec<Result<(), Errno>> = thread::scope(|scope| {
+            let processes: Vec<_> = (0..owners).map(|owner| Process::open(&one, owner)).collect();
+            for (at, process) in (0..).zip(&processes) {
+                process.lock(WRITE, at * 10, at * 10 + 9).unwrap();
+            }
+            let waits = processes.into_iter().zip(0..).map(|(process, at): (_, u64)| {
+                let next = (at + 1) % owners * 10;
+                scope.spawn(move || {
+                    let told = process.await_lock(READ, next + 9, next + 9);
+                    process.lock(UNLOCK, 0, TO_THE_END).unwrap();
+                    told
+                })
+            });
+            let waits: Vec<_> = waits.collect();
+            waits.into_iter().map(|wait| wait.join().unwrap()).collect()
+        });
+        assert_eq!(told.iter().filter(|told| **told == Err(Errno::EDEADLK)).count(), 1, "{told:?}");
+        assert_eq!(told.iter().filter(|told| told.is_ok()).count(), told.len() - 1, "{told:?}");
+    }
+    assert_eq!(one.fs.lock_owners(), 0);
+}
+
+#[test]
+fn two_readers_who_both_want_to_write_are_a_deadlock_and_who_only_waits_is_none() {
+    let [one, _] = two_clients();
+    let (first, second, third) = (Process::open(&one, 1), Process::open(&one, 2), Process::open(&one, 3));
+    first.lock(READ, 0, 0).unwrap();
+    second.lock(READ, 0, 0).unwrap();
+    thread::scope(|scope| {
+        let waits = [&first, &second].map(|process| {
+            scope.spawn(move || {
+                let told = process.await_lock(WRITE, 0, 0);
+                process.lock(UNLOCK, 0, 0).unwrap();
+                told
+            })
+        });
+        third.lock(WRITE, 5, 5).unwrap();
+        third.await_lock(WRITE, 0, 0).unwrap();
+        third.lock(UNLOCK, 0, 9).unwrap();
+        let told = waits.map(|wait| wait.join().unwrap());
+        assert!(told.contains(&Ok(())) && told.contains(&Err(Errno::EDEADLK)), "{told:?}");
+    });
 }
 
 #[test]
