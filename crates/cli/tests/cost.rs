@@ -213,8 +213,8 @@ mod as_shipped {
                 request(client);
                 await_sleep(queue, &count)
             };
-            let before = (0..WARM).map(|_| one()).last().unwrap();
-            let after = (0..COUNTED).map(|_| one()).last().unwrap();
+            let before = (0..WARM).fold(0, |_, _| one());
+            let after = (0..COUNTED).fold(0, |_, _| one());
             over.store(true, Ordering::SeqCst);
             // Wakes it, so that it can be let go of.
             client.raw.getattr(NodeId::ROOT).unwrap();
