@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use running::Running;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const ASHORE: &str = env!("CARGO_BIN_EXE_ashore");
@@ -385,6 +385,26 @@ fn the_share_of_a_server_is_mounted_through_its_socket() {
 fn the_share_of_a_server_is_mounted_through_its_socket_as_it_is() {
     a_share_is_used_and_unmounted(&Shared::by_ashore(&["--num-request-queues", "2"]), &["--relay"]);
     a_share_is_used_and_unmounted(&Shared::by_ashore(&["--writeback"]), &["--relay", "--writeback"]);
+}
+
+#[test]
+fn who_waits_for_a_lock_through_a_relay_can_be_interrupted() {
+    let shared = Shared::by_ashore(&["--flock"]);
+    let running = shared.mount(&["--relay"]);
+    let held = File::create_new(shared.place.there("file")).unwrap();
+    held.lock().unwrap();
+    let mut waiting = Command::new("flock").arg(shared.place.here("file")).arg("true").spawn().unwrap();
+    let (inode, status) = (held.metadata().unwrap().ino(), format!("/proc/{}/status", waiting.id()));
+    eventually("it waits for the lock", || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|lock| lock.contains("-> FLOCK") && lock.contains(&format!(":{inode} ")))
+    });
+    kill_process(Pid::from_child(&waiting), Signal::KILL).unwrap();
+    eventually("it has ended", || fs::read_to_string(&status).unwrap().contains("zombie"));
+    waiting.wait().unwrap();
+    drop(held);
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().0, Some(0));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ashore_wire::abi::{
-    BatchForgetIn, ForgetOne, GetxattrIn, IN_HEADER_SIZE, InHeader, InitIn, InitOut, IoctlIn,
+    BatchForgetIn, ForgetOne, GetxattrIn, IN_HEADER_SIZE, InHeader, InitIn, InitOut, InterruptIn, IoctlIn,
     OUT_HEADER_SIZE, OutHeader, ReadIn, SyncfsIn,
 };
 use ashore_wire::encode::{AnswerError, RequestHead, Sender, answer_body};
@@ -130,8 +130,8 @@ impl Relay {
                 self.forget_many(arguments);
                 return exchange.finish_without_reply();
             }
-            // Linux sends none over virtio-fs, and servers do not expect any.
-            Some(Opcode::Interrupt | Opcode::NotifyReply) => return exchange.finish_without_reply(),
+            Some(Opcode::Interrupt) => return self.interrupt(exchange),
+            Some(Opcode::NotifyReply) => return exchange.finish_without_reply(),
             Some(Opcode::Destroy) => drop(self.last_sync()),
             _ => {}
         }
@@ -196,6 +196,26 @@ impl Relay {
             let batch = BatchForgetIn { count, ..Default::default() };
             let head = RequestHead::new(Opcode::BatchForget, NodeId(0)).with(&batch).with(items);
             let _ = self.link.submit(Message { urgent: true, ..request(0, head, 0) });
+        }
+    }
+
+    /// Passed on if it is about a wait for a lock, perhaps for ever. Linux sends no other over virtio-fs, nor this one, and servers
+    /// whose locks end with their client expect none.
+    fn interrupt(&self, exchange: FuseExchange) {
+        let head = exchange.head().to_vec();
+        let Ok((header, arguments)) = InHeader::read_from_prefix(&head) else {
+            return exchange.finish_without_reply();
+        };
+        let target = InterruptIn::read_from_prefix(arguments).map_or(0, |(interrupt, _)| interrupt.unique);
+        let waiting = self.desk.state.lock().waiting.get(&target).map(|waiting| waiting.opcode);
+        match waiting.map(Opcode::from_raw) {
+            Some(Some(Opcode::Setlkw)) => {
+                let _ = self.link.submit(Message { urgent: true, ..message(0, head, 0) });
+                exchange.finish_without_reply();
+            }
+            Some(_) => exchange.finish_without_reply(),
+            // Answered, which the kernel knows, or about to be carried: then it asks again.
+            None => exchange.finish(error_header(RequestId(header.unique), Errno::EAGAIN)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Calls that wait for somebody else, perhaps for ever, and how they are told to stop.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,28 +88,48 @@ impl std::fmt::Debug for Wait {
 
 /// The requests of one session that wait.
 #[derive(Default)]
-pub(crate) struct Waits(Mutex<Vec<(RequestId, Arc<Wait>)>>);
+pub(crate) struct Waits(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    waiting: Vec<(RequestId, Arc<Wait>)>,
+    /// Interrupted, and not waiting: an INTERRUPT has a queue of its own, and may overtake what it is about. At most
+    /// [`LOCK_WAITS_MAX`], the oldest first. Most were answered meanwhile and are no longer of interest to anybody.
+    early: VecDeque<RequestId>,
+}
 
 impl Waits {
     /// One more; `None` if there are too many.
     pub(crate) fn begin(&self, id: RequestId) -> Option<Arc<Wait>> {
-        let mut waits = self.0.lock();
-        if waits.len() >= LOCK_WAITS_MAX {
+        let mut known = self.0.lock();
+        if known.waiting.len() >= LOCK_WAITS_MAX {
             return None;
         }
         let wait = Arc::new(Wait::default());
-        waits.push((id, Arc::clone(&wait)));
+        if let Some(at) = known.early.iter().position(|early| *early == id) {
+            known.early.remove(at);
+            wait.state.lock().given_up = Some(Errno::EINTR);
+        }
+        known.waiting.push((id, Arc::clone(&wait)));
         Some(wait)
     }
 
     /// It waits no longer.
     pub(crate) fn end(&self, wait: &Arc<Wait>) {
-        self.0.lock().retain(|(_, other)| !Arc::ptr_eq(wait, other));
+        self.0.lock().waiting.retain(|(_, other)| !Arc::ptr_eq(wait, other));
     }
 
-    /// Its caller was interrupted. One that does not wait is left alone: it is about to be answered.
+    /// Its caller was interrupted. One that does not wait is not to begin.
     pub(crate) fn interrupt(&self, target: RequestId) {
-        let found = self.0.lock().iter().find(|(id, _)| *id == target).map(|(_, wait)| Arc::clone(wait));
+        let mut known = self.0.lock();
+        let found = known.waiting.iter().find(|(id, _)| *id == target).map(|(_, wait)| Arc::clone(wait));
+        if found.is_none() {
+            if known.early.len() >= LOCK_WAITS_MAX {
+                known.early.pop_front();
+            }
+            known.early.push_back(target);
+        }
+        drop(known);
         if let Some(wait) = found {
             wait.give_up(Errno::EINTR);
         }
@@ -118,7 +139,11 @@ impl Waits {
     ///
     /// EAGAIN, for a client's kernel that sees EINTR looks for a signal, and there is none.
     pub(crate) fn give_up_all(&self) {
-        let waits: Vec<_> = self.0.lock().iter().map(|(_, wait)| Arc::clone(wait)).collect();
+        let mut known = self.0.lock();
+        // Whoever comes next may begin with the same numbers.
+        known.early.clear();
+        let waits: Vec<_> = known.waiting.iter().map(|(_, wait)| Arc::clone(wait)).collect();
+        drop(known);
         waits.iter().for_each(|wait| wait.give_up(Errno::EAGAIN));
     }
 }
@@ -161,6 +186,19 @@ mod tests {
             assert_eq!(block_in(&wait, &begun), Err(errno), "nor does it block again");
             waits.end(&wait);
         }
+    }
+
+    #[test]
+    fn who_was_interrupted_before_it_waits_does_not_wait() {
+        let waits = Waits::default();
+        (0..200).for_each(|id| waits.interrupt(RequestId(id)));
+        let (begun, _has_begun) = mpsc::channel();
+        let wait = waits.begin(RequestId(199)).unwrap();
+        assert_eq!(block_in(&wait, &begun), Err(Errno::EINTR));
+        assert!(waits.0.lock().early.len() < LOCK_WAITS_MAX);
+        waits.give_up_all();
+        let wait = waits.begin(RequestId(198)).unwrap();
+        assert_eq!(wait.block(|| {}, || Ok(())), Ok(()), "by the next client");
     }
 
     #[test]
