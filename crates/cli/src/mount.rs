@@ -90,6 +90,11 @@ pub(crate) struct MountArguments {
     #[arg(long)]
     recover: bool,
 
+    /// Have each read and write of a file brought here, rather than let the kernel read and write the host's file itself, which it
+    /// does where it can: Linux 6.9, root, and none of --writeback and --sync-scope share
+    #[arg(long)]
+    no_passthrough: bool,
+
     /// Return when it is mounted, and go on in the background
     #[arg(long)]
     background: bool,
@@ -133,6 +138,7 @@ pub(crate) fn mount(mut arguments: MountArguments) -> anyhow::Result<ExitCode> {
     let limits = Limits { early_sync_grace: Duration::ZERO, ..Default::default() };
     let session = Session::new(filesystem, limits);
     let (mount, queues) = arguments.mount()?;
+    session.filesystem().give_files_to(Arc::new(mount.backing_files()));
     let queue_session = Arc::clone(&session);
     let run = move |queue| Worker::new(Arc::clone(&queue_session)).run(queue);
     serve_until_unmounted(&arguments, &Arc::new(mount), queues, run)?;
@@ -196,6 +202,7 @@ impl MountArguments {
             xattr: self.xattr,
             sync_scope: self.sync_scope,
             require_durable: self.require_durable,
+            kernel_io: !self.no_passthrough,
             ..Options::new(&self.source)
         }
     }

@@ -54,7 +54,7 @@ pub(crate) struct ServeArguments {
 
     /// How long a queue's thread looks for requests before it sleeps, in microseconds. Where looking was in vain lately it looks
     /// less, down to nothing; an idle server sleeps. 0: sleep at once
-    #[arg(long, value_name = "US", default_value_t = 50)]
+    #[arg(long, value_name = "US", default_value_t = 25)]
     poll_us: u32,
 
     /// Listen again when the VMM has disconnected, rather than end

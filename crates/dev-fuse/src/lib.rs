@@ -35,9 +35,10 @@
 //! session. A mount that is dropped is unmounted, and if somebody still uses it, its connection is ended there and then.
 //!
 //! The kernel is on our side of every boundary: what it sends is parsed with the same care as what a guest sends, but it
-//! cannot change a request that was read. So payloads lie in memory of ours, and there is no unsafe code but two
+//! cannot change a request that was read. So payloads lie in memory of ours, and there is no unsafe code but five
 //! system calls that have no safe wrapper (`sys.rs`).
 
+mod backing;
 mod backlog;
 mod buffers;
 mod connection;
@@ -53,6 +54,7 @@ mod relay;
 mod sys;
 mod write_back;
 
+pub use backing::KernelFiles;
 pub use exchange::{FuseBulk, FuseExchange};
 pub use mount::{Mount, Unmounted};
 pub use notify::Notifier;

@@ -17,6 +17,7 @@ use rustix::mount::{
 };
 use rustix::process::{getegid, geteuid};
 
+use crate::backing::KernelFiles;
 use crate::backlog::Turns;
 use crate::buffers::Pool;
 use crate::connection::Connection;
@@ -40,6 +41,7 @@ pub struct Mount {
     by_fusermount: bool,
     state: Mutex<State>,
     notifier: Notifier,
+    backing: KernelFiles,
     write_back: Option<Arc<WriteBack>>,
 }
 
@@ -89,6 +91,7 @@ impl MountOptions {
         };
         let devices = devices(fd, queues.max(1));
         let notifier = Notifier::new(Arc::downgrade(&devices[0]));
+        let backing = KernelFiles(Arc::downgrade(&devices[0]));
         let (write_back, queues) = self.queues(devices, &notifier);
         let mount = Mount {
             connection: Connection::at(&point.path).map_err(|errno| point.refused("statx", errno, ""))?,
@@ -96,6 +99,7 @@ impl MountOptions {
             by_fusermount,
             state: Mutex::new(State::Mounted),
             notifier,
+            backing,
             write_back,
         };
         Ok((mount, queues))
@@ -308,6 +312,11 @@ impl Mount {
     /// For telling the kernel something.
     pub fn notifier(&self) -> Notifier {
         self.notifier.clone()
+    }
+
+    /// For giving the kernel files to read and write itself.
+    pub fn backing_files(&self) -> KernelFiles {
+        self.backing.clone()
     }
 
     /// Unmounts. Needs the queues to be served, for the kernel has last things to say; if somebody else has unmounted

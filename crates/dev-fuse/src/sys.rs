@@ -1,4 +1,4 @@
-//! The system calls that have no safe wrapper: three ioctls, each on one kind of descriptor.
+//! The system calls that have no safe wrapper: five ioctls, each on one kind of descriptor.
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -13,6 +13,30 @@ pub(crate) fn clone_session(new: BorrowedFd<'_>, session: BorrowedFd<'_>) -> Res
     // SAFETY: the kernel reads four bytes, the descriptor's number, from memory that lives in `call`, and writes none.
     // Both descriptors are borrowed, so they are open for as long as it takes.
     unsafe { ioctl(new, call) }.map(drop)
+}
+
+/// `FUSE_DEV_IOC_BACKING_OPEN` (Linux 6.9): gives the session a file to read and write itself, which it numbers.
+pub(crate) fn open_backing(session: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32> {
+    let map = BackingMap { file: file.as_raw_fd(), flags: 0, padding: 0 };
+    let call = Call { opcode: opcode::write::<BackingMap>(229, 1), argument: Argument::Pointer(map) };
+    // SAFETY: the kernel copies a `struct fuse_backing_map` from memory that lives in `call`; `BackingMap` has its layout, and
+    // nothing is written to it. Both descriptors are borrowed, so they are open for as long as it takes.
+    unsafe { ioctl(session, call) }.map(|id| id as u32)
+}
+
+/// `FUSE_DEV_IOC_BACKING_CLOSE`: the session may let go of such a file, when it is not open there any more.
+pub(crate) fn close_backing(session: BorrowedFd<'_>, id: u32) -> Result<()> {
+    let call = Call { opcode: opcode::write::<u32>(229, 2), argument: Argument::Pointer(id) };
+    // SAFETY: the kernel reads four bytes from memory that lives in `call`, and writes none.
+    unsafe { ioctl(session, call) }.map(drop)
+}
+
+/// `struct fuse_backing_map`.
+#[repr(C)]
+struct BackingMap {
+    file: i32,
+    flags: u32,
+    padding: u64,
 }
 
 /// `LOOP_CTL_GET_FREE`: the number of a loop device that nobody uses.

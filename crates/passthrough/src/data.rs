@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use ashore_server::{Caller, Opened, Read, Result, Write};
 use ashore_wire::abi::CopyFileRangeIn;
-use ashore_wire::flags::{InitFlags, OpenRequestFlags, WriteFlags};
+use ashore_wire::flags::{InitFlags, OpenReplyFlags, OpenRequestFlags, WriteFlags};
 use ashore_wire::seam::{Payload, ReplyBody, TransferMode};
 use ashore_wire::{Errno, FileHandle, NodeId};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
@@ -43,7 +43,11 @@ pub(crate) fn open(
     let (file, place) = open_inode(fs, node, host_flags, libc::S_IFREG)?;
     drop(cleared);
     fs.places.before_change(place, file.as_fd());
-    if changes { changed_file(fs, node, place, file) } else { Ok(opened_file(fs, node, place, file)) }
+    if changes {
+        changed_file(fs, node, place, file)
+    } else {
+        Ok(opened_file(fs, node, place, host_flags, file))
+    }
 }
 
 /// Opens an inode for good, if it is of this kind. Others are not opened: a device or a pipe would act on the host.
@@ -83,17 +87,25 @@ pub(crate) fn changed_file(fs: &Passthrough, node: NodeId, place: &Place, file: 
     let file = Arc::new(OpenFile::file(node, place.index, file));
     place.ledger.mark_file_changed(&file);
     settled(fs, place)?;
-    Ok(opened(fs, file))
+    Ok(opened(fs, place, file, true))
 }
 
 /// Gives an open file a handle.
-fn opened_file(fs: &Passthrough, node: NodeId, place: &Place, file: OwnedFd) -> Opened {
-    opened(fs, OpenFile::file(node, place.index, file))
+fn opened_file(fs: &Passthrough, node: NodeId, place: &Place, flags: OFlags, file: OwnedFd) -> Opened {
+    let writable = flags & OFlags::RWMODE != OFlags::RDONLY;
+    opened(fs, place, Arc::new(OpenFile::file(node, place.index, file)), writable)
 }
 
-fn opened(fs: &Passthrough, file: impl Into<Arc<OpenFile>>) -> Opened {
-    let handle = fs.handles.add(file);
-    Opened { handle, flags: fs.options.cache.file_flags() }
+fn opened(fs: &Passthrough, place: &Place, file: Arc<OpenFile>, writable: bool) -> Opened {
+    let given = fs.agreed(InitFlags::PASSTHROUGH).then(|| fs.kernel_io.opened(file.node, file.descriptor()));
+    let Some(backing_id) = given.flatten() else {
+        return Opened::new(fs.handles.add(file), fs.options.cache.file_flags());
+    };
+    if writable {
+        file.written_by_kernel.store(true, Ordering::Relaxed);
+        place.ledger.begin_kernel_writes();
+    }
+    Opened { backing_id, ..Opened::new(fs.handles.add(file), OpenReplyFlags::PASSTHROUGH) }
 }
 
 /// Flags to open a file of the host by, from those the client gave.
@@ -179,7 +191,14 @@ fn transfer_mode(fs: &Passthrough, write: &Write) -> TransferMode {
 
 /// RELEASE and RELEASEDIR.
 pub(crate) fn release(fs: &Passthrough, node: NodeId, handle: FileHandle) -> Result<()> {
-    fs.handles.remove(handle, node).map(drop)
+    let file = fs.handles.remove(handle, node)?;
+    if file.written_by_kernel.load(Ordering::Relaxed) {
+        fs.places.at(file.place).ledger.end_kernel_writes();
+    }
+    if file.position.is_none() && fs.agreed(InitFlags::PASSTHROUGH) {
+        fs.kernel_io.released(node);
+    }
+    Ok(())
 }
 
 /// FALLOCATE.

@@ -40,7 +40,7 @@ pub(crate) fn opendir(fs: &Passthrough, node: NodeId, flags: u32) -> Result<Open
     let kept = host_flags(fs, flags) & OFlags::NOATIME;
     let (directory, place) = open_inode(fs, node, kept | OFlags::RDONLY | OFlags::DIRECTORY, libc::S_IFDIR)?;
     let handle = fs.handles.add(OpenFile::directory(node, place.index, directory));
-    Ok(Opened { handle, flags: fs.options.cache.directory_flags() })
+    Ok(Opened::new(handle, fs.options.cache.directory_flags()))
 }
 
 /// READDIR.

@@ -26,6 +26,8 @@ pub(crate) struct OpenFile {
     pub(crate) place: u32,
     /// Written since the last FLUSH.
     pub(crate) written: AtomicBool,
+    /// Its data is written by the client's kernel, unseen.
+    pub(crate) written_by_kernel: AtomicBool,
     /// When it was put on the list of what the next sync covers.
     pub(crate) dirty: Mark,
     /// Its fsyncs.
@@ -42,6 +44,7 @@ impl OpenFile {
             node,
             place,
             written: AtomicBool::new(false),
+            written_by_kernel: AtomicBool::new(false),
             dirty: Mark::default(),
             sync: FileSync::default(),
             position: None,

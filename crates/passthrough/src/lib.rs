@@ -9,7 +9,7 @@
 //! | `places.rs` | the mounts a share is made of, also those made after it was opened |
 //! | `names.rs`, `attributes.rs`, `data.rs`, `directory.rs`, `xattr.rs`, `ioctl.rs` | the operations |
 //! | `xattrmap.rs` | other names for extended attributes |
-//! | `handles.rs` | what a client has open |
+//! | `handles.rs`, `kernel_io.rs` | what a client has open, and of that what its kernel reads and writes itself |
 //! | `locks.rs` | locks that other clients and the host see |
 //! | `credentials.rs`, `ids.rs` | files belong to the caller who made them, and who that is on the host |
 //! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
@@ -51,6 +51,7 @@ mod hostfs;
 mod ids;
 mod inodes;
 mod ioctl;
+mod kernel_io;
 mod locks;
 mod mutant;
 mod names;
@@ -75,7 +76,7 @@ use ashore_server::{
 use ashore_wire::abi::{CopyFileRangeIn, IoctlIn, Kstatfs, LkIn, Statx};
 use ashore_wire::flags::{InitFlags, OpenRequestFlags};
 use ashore_wire::init::Agreement;
-use ashore_wire::seam::{Payload, ReplyBody};
+use ashore_wire::seam::{BackingFiles, Payload, ReplyBody};
 use ashore_wire::{DirentBuffer, Errno, FileHandle, LockOwner, Name, NodeId};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno as HostErrno;
@@ -93,6 +94,7 @@ use credentials::{AsCaller, CallerIds, Credentials};
 use handles::Handles;
 use host::FileIdentity;
 use inodes::{Candidate, Found, Inodes, Location, SharedFd};
+use kernel_io::KernelIo;
 use places::{Place, Places, Refusal, identity_of};
 
 /// A host directory as a file system, for one client at a time.
@@ -101,6 +103,7 @@ pub struct Passthrough {
     root: Root,
     inodes: Inodes,
     handles: Handles,
+    kernel_io: KernelIo,
     locks: locks::Locks,
     places: Places,
     credentials: Credentials,
@@ -173,6 +176,7 @@ impl Passthrough {
             root: Root { descriptor: Arc::new(share), place, number: identity.ino, kind: identity.kind },
             inodes: Inodes::new(options.descriptor_bound),
             handles: Handles::default(),
+            kernel_io: KernelIo::default(),
             locks: locks::Locks::default(),
             credentials: Credentials::of_this_thread(),
             agreed: AtomicU64::new(0),
@@ -210,6 +214,11 @@ impl Passthrough {
             Some(map) if !xattr::ACLS.iter().all(|name| map.keeps(name)) => Err(StartError::AclsMapped),
             _ => Ok(()),
         }
+    }
+
+    /// From now on the client's kernel is given the files that are opened, if it agrees to [`Options::kernel_io`].
+    pub fn give_files_to(&self, kernel: Arc<dyn BackingFiles>) {
+        self.kernel_io.set(kernel);
     }
 
     /// How it is shared.
@@ -403,6 +412,7 @@ impl FileSystem for Passthrough {
     fn destroy(&self) {
         self.locks.clear();
         self.handles.clear();
+        self.kernel_io.clear();
         self.inodes.clear();
     }
 

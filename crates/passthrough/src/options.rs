@@ -64,6 +64,10 @@ pub struct Options {
     pub sync_scope: SyncScope,
     /// Make FLUSH of a written file as good as FSYNC, for clients that know no FSYNC.
     pub flush_fsync: bool,
+    /// The client's kernel may read and write files itself, if it is on this machine; see [`crate::Passthrough::give_files_to`].
+    /// Not granted with a durability other than [`Durability::OnSync`], with `flush_fsync`, with [`SyncScope::Share`] and with
+    /// write-back, which all need to see each write.
+    pub kernel_io: bool,
     /// Refuse what cannot be stable rather than warn: such host file systems, and a write-back cache.
     pub require_durable: bool,
     /// How long a host file system may take to sync before a client is told EIO; `None`: as long as it does.
@@ -98,6 +102,7 @@ impl Options {
             durability: Durability::OnSync,
             sync_scope: SyncScope::Filesystem,
             flush_fsync: false,
+            kernel_io: false,
             require_durable: false,
             sync_timeout: None,
             descriptor_bound: DESCRIPTOR_BOUND,
@@ -131,6 +136,7 @@ impl Options {
         features.set(InitFlags::DIRECT_IO_ALLOW_MMAP, self.allow_mmap);
         features.set(InitFlags::POSIX_LOCKS, self.posix_lock != LockScope::Guest);
         features.set(InitFlags::FLOCK_LOCKS, self.flock != LockScope::Guest);
+        features.set(InitFlags::PASSTHROUGH, self.kernel_io_granted());
         features
     }
 
@@ -138,6 +144,13 @@ impl Options {
     pub(crate) fn serves_xattrs(&self) -> bool {
         let negotiated = [self.posix_acl, self.security_label];
         self.xattr || self.xattr_map.is_some() || negotiated.iter().any(|one| *one != Negotiation::Never)
+    }
+
+    /// Where each write is to be seen here, the kernel must not make it itself.
+    fn kernel_io_granted(&self) -> bool {
+        let seen =
+            self.durability != Durability::OnSync || self.flush_fsync || self.sync_scope == SyncScope::Share;
+        self.kernel_io && !seen && !self.writeback_granted()
     }
 
     /// With `strict` an acknowledged change is stable, and what sits in a client's cache is acknowledged to its

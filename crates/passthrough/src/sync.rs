@@ -34,6 +34,8 @@ pub(crate) struct Ledger {
     host: Arc<HostFs>,
     /// Whether the client may have changed something there since its last successful sync began.
     changed: AtomicBool,
+    /// Files that the client's kernel may be writing to, unseen.
+    kernel_writes: AtomicUsize,
     /// Syncs of this client under way.
     under_way: AtomicUsize,
     /// Failures of the host file system that the client was told of, or that were before its time.
@@ -52,6 +54,7 @@ impl Ledger {
     pub(crate) fn new(host: Arc<HostFs>, tracked: bool) -> Ledger {
         Ledger {
             changed: AtomicBool::new(host.can_sync() && !mutant::on(Mutant::RestartForgets)),
+            kernel_writes: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             told: AtomicU64::new(host.failures().count),
             announced: AtomicBool::new(false),
@@ -86,6 +89,18 @@ impl Ledger {
         self.mark_changed();
     }
 
+    /// The client's kernel was given a file to write to. To be called before it is.
+    pub(crate) fn begin_kernel_writes(&self) {
+        self.kernel_writes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It has closed the file.
+    pub(crate) fn end_kernel_writes(&self) {
+        // First, so that there is no moment in which nothing speaks of what was written.
+        self.mark_changed();
+        self.kernel_writes.fetch_sub(1, Ordering::SeqCst);
+    }
+
     /// What there is to say about it.
     pub(crate) fn report(&self) -> HostReport {
         HostReport { unsynced: self.is_changed(), ..self.host.report() }
@@ -93,7 +108,7 @@ impl Ledger {
 
     /// Whether something was changed since the last successful sync began.
     pub(crate) fn is_changed(&self) -> bool {
-        self.changed.load(Ordering::SeqCst)
+        self.changed.load(Ordering::SeqCst) || self.kernel_writes.load(Ordering::SeqCst) > 0
     }
 
     /// The client has been told that another file system begins here.
@@ -115,6 +130,7 @@ impl Ledger {
     /// A new client: failures before its time do not concern it.
     pub(crate) fn begin_session(&self) {
         self.told.store(self.host.failures().count, Ordering::SeqCst);
+        self.kernel_writes.store(0, Ordering::SeqCst);
         self.changed.store(self.host.can_sync() && !mutant::on(Mutant::RestartForgets), Ordering::SeqCst);
     }
 
@@ -122,7 +138,8 @@ impl Ledger {
     fn sync(self: &Arc<Self>, knew: u64, deadline: Option<Instant>) -> Result<()> {
         // Another sync under way may have cleared the mark, and its outcome is not known yet.
         let alone = self.under_way.fetch_add(1, Ordering::SeqCst) == 0;
-        let outcome = if self.changed.swap(false, Ordering::SeqCst) || !alone {
+        let written = self.kernel_writes.load(Ordering::SeqCst) > 0;
+        let outcome = if self.changed.swap(false, Ordering::SeqCst) || written || !alone {
             self.stabilise(deadline)
         } else {
             Ok(())

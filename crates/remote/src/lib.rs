@@ -56,7 +56,7 @@ impl Remote {
     }
 
     fn opened(&self, file: File) -> Opened {
-        Opened { handle: self.files.insert(file), flags: OpenReplyFlags::empty() }
+        Opened::new(self.files.insert(file), OpenReplyFlags::empty())
     }
 }
 
@@ -257,7 +257,7 @@ impl FileSystem for Remote {
     fn opendir(&self, caller: &Caller<'_>, node: NodeId, _: u32) -> Result<Opened> {
         let directory = on_behalf_of(caller, || self.nodes.open_directory(node))?;
         let handle = self.directories.insert(OpenDirectory { directory, names: Mutex::new(Arc::new([])) });
-        Ok(Opened { handle, flags: OpenReplyFlags::empty() })
+        Ok(Opened::new(handle, OpenReplyFlags::empty()))
     }
 
     fn readdir(

@@ -329,5 +329,9 @@ impl<F: FileSystem> Answer<'_, F> {
 }
 
 fn open_out(opened: &Opened) -> OpenOut {
-    OpenOut { fh: opened.handle.0, open_flags: opened.flags.bits(), backing_id: 0 }
+    OpenOut {
+        fh: opened.handle.0,
+        open_flags: opened.flags.bits(),
+        backing_id: opened.backing_id.cast_signed(),
+    }
 }

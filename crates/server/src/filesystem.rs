@@ -61,6 +61,16 @@ pub struct Opened {
     pub handle: FileHandle,
     /// How the client is to treat it.
     pub flags: OpenReplyFlags,
+    /// With [`OpenReplyFlags::PASSTHROUGH`]: by which number the client's kernel knows the host's file, whose data it then reads
+    /// and writes itself. 0 otherwise.
+    pub backing_id: u32,
+}
+
+impl Opened {
+    /// An open file whose data comes and goes by requests.
+    pub fn new(handle: FileHandle, flags: OpenReplyFlags) -> Opened {
+        Opened { handle, flags, backing_id: 0 }
+    }
 }
 
 /// A file that was made and opened.

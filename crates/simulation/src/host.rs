@@ -276,7 +276,7 @@ impl Host {
     fn open(&mut self, node: u64) -> Opened {
         let handle = self.version();
         self.handles.insert(handle, (node, self.nodes[&node].errors));
-        Opened { handle: FileHandle(handle), flags: OpenReplyFlags::KEEP_CACHE }
+        Opened::new(FileHandle(handle), OpenReplyFlags::KEEP_CACHE)
     }
 
     fn resize(&mut self, node: u64, size: u64) -> Result<()> {
@@ -551,6 +551,6 @@ impl FileSystem for SimFs {
     }
 
     fn opendir(&self, _: &Caller<'_>, node: NodeId, _: u32) -> Result<Opened> {
-        Ok(Opened { handle: FileHandle(node.0), flags: OpenReplyFlags::empty() })
+        Ok(Opened::new(FileHandle(node.0), OpenReplyFlags::empty()))
     }
 }

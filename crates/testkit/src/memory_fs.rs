@@ -419,7 +419,7 @@ impl State {
         let handle = self.next_handle;
         self.next_handle += 1;
         self.handles.insert(handle, node.0);
-        Ok(Opened { handle: FileHandle(handle), flags: OpenReplyFlags::empty() })
+        Ok(Opened::new(FileHandle(handle), OpenReplyFlags::empty()))
     }
 
     fn remove(&mut self, parent: NodeId, name: Name<'_>, directory: bool) -> Result<()> {

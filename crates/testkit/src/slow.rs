@@ -1,13 +1,15 @@
 //! A queue between a transport and a worker that answers some requests late, and keeps a journal.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ashore_wire::Opcode;
 use ashore_wire::abi::{InHeader, OutHeader};
 use ashore_wire::seam::{Backlog, Exchange, RequestQueue};
 use parking_lot::Mutex;
 use zerocopy::FromBytes;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What was seen of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +36,17 @@ impl Slowness {
     /// How often something was seen.
     pub fn count(&self, seen: Seen) -> usize {
         self.journal.lock().iter().filter(|other| **other == seen).count()
+    }
+
+    /// Waits until something was seen so often.
+    ///
+    /// Panics if it takes too long.
+    pub fn wait_for(&self, seen: Seen, count: usize) {
+        let begin = Instant::now();
+        while self.count(seen) < count {
+            assert!(begin.elapsed() < PATIENCE, "{seen:?} does not come");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// A queue whose answers are late.

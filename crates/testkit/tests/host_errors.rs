@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ashore_client::{CacheMode, Client};
@@ -35,11 +36,13 @@ enum Door {
     WriteBack,
     Uncached,
     FuseBlock,
+    /// As the one before, with the data read and written by the kernel itself.
+    KernelIo,
     Fuse,
 }
 
 /// Those that a sync passes.
-const SYNCED: [Door; 3] = [Door::WriteBack, Door::Uncached, Door::FuseBlock];
+const SYNCED: [Door; 4] = [Door::WriteBack, Door::Uncached, Door::FuseBlock, Door::KernelIo];
 
 /// A client that has come through a door.
 #[allow(clippy::large_enum_variant, reason = "there is one at a time")]
@@ -60,8 +63,9 @@ impl Door {
         match self {
             Door::WriteBack => client(root, CacheMode::WriteBack, &["--writeback"]),
             Door::Uncached => client(root, CacheMode::None, &[]),
-            Door::FuseBlock => mount(root, true),
-            Door::Fuse => mount(root, false),
+            Door::FuseBlock => mount(root, true, false),
+            Door::KernelIo => mount(root, true, true),
+            Door::Fuse => mount(root, false, false),
         }
     }
 }
@@ -72,10 +76,13 @@ fn client(root: &Path, cache: CacheMode, arguments: &[&str]) -> Guest {
     Guest::Client(connect(&server, cache).unwrap(), server)
 }
 
-fn mount(root: &Path, syncs: bool) -> Guest {
-    let session = Session::new(Passthrough::new(Options::new(root)).unwrap(), Limits::default());
+fn mount(root: &Path, syncs: bool, kernel_io: bool) -> Guest {
+    let share = Options { kernel_io, ..Options::new(root) };
+    let session = Session::new(Passthrough::new(share).unwrap(), Limits::default());
     let options = MountOptions::new().deliver_syncs(syncs).write_back_barrier(syncs);
-    Guest::Mount(Mounted::new(session, &options, QUEUES))
+    let mounted = Mounted::new(session, &options, QUEUES);
+    mounted.session().filesystem().give_files_to(Arc::new(mounted.mount().backing_files()));
+    Guest::Mount(mounted)
 }
 
 impl Guest {

@@ -8,10 +8,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use ashore_dev_fuse::{MountOptions, SyncDelivery};
-use ashore_passthrough::{Options, Passthrough};
+use ashore_passthrough::{HostFileSystems, Options, Passthrough};
 use ashore_server::{Limits, Session};
 use ashore_testkit::mounted::{Mounted, QUEUES};
 use ashore_testkit::slow::{Seen, Slowness};
@@ -61,14 +62,6 @@ impl Rig {
     fn has(&self, name: &str, content: &[u8]) -> bool {
         fs::read(self.host.path().join(name)).unwrap().starts_with(content)
     }
-
-    fn wait_for(&self, seen: Seen) {
-        let begin = Instant::now();
-        while self.slowness.count(seen) == 0 {
-            assert!(begin.elapsed() < Duration::from_secs(20), "{seen:?} does not come");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
 }
 
 /// Two files are dirty, and the times of the first take a second to be taken: sync(2) does not wait for the flusher, which waits
@@ -101,7 +94,7 @@ fn syncfs_of_a_page_that_is_under_way(rig: &Rig) -> bool {
     rig.slowness.delay(Opcode::Write, Duration::from_millis(500));
     file.write_all_at(&[1; PAGE], 0).unwrap();
     fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-    rig.wait_for(Seen::Came(Opcode::Write));
+    rig.slowness.wait_for(Seen::Came(Opcode::Write), 1);
     file.write_all_at(&[2; PAGE], 0).unwrap();
     rig.syncfs();
     rig.has("file", &[2; PAGE])
@@ -165,4 +158,48 @@ fn syncs_at_the_same_time_all_return_and_writers_go_on() {
     });
     rig.syncfs();
     assert!(rig.has("file", &1984u64.to_le_bytes()));
+}
+
+/// No WRITE says that something has changed. A file that is open for writing has to be taken for it, in a mapping too.
+#[test]
+fn what_the_kernel_writes_itself_is_covered_by_each_sync() {
+    let (host, syncs) = (tempfile::tempdir_in("/var/tmp").unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&syncs);
+    let hosts = HostFileSystems::with_sync_call(move |_, file| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        syncfs(file)
+    });
+    let share = Options { kernel_io: true, ..Options::new(host.path()) };
+    let session = Session::new(Passthrough::with_hosts(share, hosts).unwrap(), Limits::default());
+    let options = MountOptions::new().deliver_syncs(true).write_back_barrier(true);
+    let slowness = Arc::new(Slowness::default());
+    let mounted = Mounted::with(session, &options, QUEUES, |queue| slowness.queue(queue));
+    mounted.session().filesystem().give_files_to(Arc::new(mounted.mount().backing_files()));
+    let syncs_of_one = || {
+        let before = syncs.load(Ordering::SeqCst);
+        syncfs(File::open(mounted.path()).unwrap()).unwrap();
+        syncs.load(Ordering::SeqCst) - before
+    };
+
+    let path = mounted.path().join("file");
+    // The kernel says that a file is closed when nobody waits for it any more.
+    let closed = |files| slowness.wait_for(Seen::Answered(Opcode::Release), files);
+    fs::write(&path, b"made").unwrap();
+    closed(1);
+    assert_eq!((syncs_of_one(), syncs_of_one()), (1, 0), "what is closed is synced once");
+    let _reader = File::open(&path).unwrap();
+    assert_eq!(syncs_of_one(), 0, "nothing is changed by a reader");
+    let file = File::options().write(true).open(&path).unwrap();
+    for round in 0..3u8 {
+        file.write_all_at(&[round; PAGE], 0).unwrap();
+        assert_eq!(fs::read(host.path().join("file")).unwrap(), [round; PAGE], "it is in the host's cache");
+        assert_eq!(syncs_of_one(), 1);
+    }
+    file.write_all_at(b"last", 0).unwrap();
+    drop(file);
+    closed(2);
+    assert_eq!((syncs_of_one(), syncs_of_one()), (1, 0));
+    for opcode in [Opcode::Read, Opcode::Write] {
+        assert_eq!(slowness.count(Seen::Came(opcode)), 0, "{opcode}");
+    }
 }

@@ -96,6 +96,8 @@ pub fn negotiate(offer: &InitIn, implemented: &Implemented) -> Outcome {
         max_write,
         time_gran: implemented.time_gran,
         max_pages: if flags.contains(InitFlags::MAX_PAGES) { max_pages } else { 0 },
+        // The file systems of the host that hold the data stand on no other.
+        max_stack_depth: flags.contains(InitFlags::PASSTHROUGH).into(),
         ..Default::default()
     };
     Outcome::Agreed(reply, Agreement { minor, flags, max_write })

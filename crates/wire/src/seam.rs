@@ -211,3 +211,11 @@ pub fn head_length(opcode: u32, length: usize) -> usize {
         length
     }
 }
+
+/// The kernel of a client on this machine, which can read and write files that it is given.
+pub trait BackingFiles: Send + Sync {
+    /// Gives it a file, which it numbers. Numbers begin at 1.
+    fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32>;
+    /// It may let go of the file.
+    fn close(&self, id: u32) -> io::Result<()>;
+}

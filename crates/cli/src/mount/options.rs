@@ -81,6 +81,7 @@ impl MountArguments {
             "writeback" => self.writeback = true,
             "fsync_only" => self.fsync_only = true,
             "recover" => self.recover = true,
+            "no_passthrough" => self.no_passthrough = true,
             // Always so.
             "default_permissions" | "defaults" => {}
             // For mount(8) and systemd, which hand them on.

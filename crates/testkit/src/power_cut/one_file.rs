@@ -72,7 +72,7 @@ impl FileSystem for OneFile {
     fn open(&self, _: &Caller<'_>, _: NodeId, _: u32, _: OpenRequestFlags) -> Result<Opened> {
         let flags =
             OpenReplyFlags::DIRECT_IO | OpenReplyFlags::PARALLEL_DIRECT_WRITES | OpenReplyFlags::NOFLUSH;
-        Ok(Opened { handle: HANDLE, flags })
+        Ok(Opened::new(HANDLE, flags))
     }
 
     fn read(&self, _: NodeId, read: &Read, target: &mut dyn ReplyBody) -> Result<usize> {
