@@ -12,6 +12,7 @@ mod mount;
 mod serve;
 mod service;
 mod signals;
+mod state_file;
 mod tools;
 mod top;
 mod virtiofsd;

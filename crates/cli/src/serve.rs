@@ -24,6 +24,7 @@ use crate::logging::{self, LogLevel};
 use crate::metrics;
 use crate::service::Manager;
 use crate::signals;
+use crate::state_file::StateFile;
 use crate::virtiofsd::{self, VirtiofsdArguments};
 
 /// How long a VMM that resets its machine is kept waiting for the last sync of the one before.
@@ -217,6 +218,11 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "MS", default_value_t = 20)]
     early_sync_grace: u64,
 
+    /// Go on where an earlier server was that was killed, or ended by a signal, by what it wrote to this file; a client that
+    /// reconnects finds its ids and open files valid, and nothing is lost or done twice
+    #[arg(long, value_name = "FILE")]
+    state_file: Option<PathBuf>,
+
     /// Where to tell numbers of what is going on, for Prometheus and `ashore top`: a socket to listen on, or a file that
     /// is replaced every 5 s
     #[arg(long, value_name = "unix:PATH|FILE")]
@@ -276,6 +282,7 @@ struct Entrance {
     listener: Listener,
     metrics: Option<metrics::Entrance>,
     manager: Manager,
+    state: Option<StateFile>,
     /// Keeps others from the socket's path.
     _claim: Option<File>,
 }
@@ -297,6 +304,7 @@ pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let shared_dir = arguments.shared_dir()?;
+    arguments.check_state_file()?;
     let entrance = arguments.open_entrance()?;
     match arguments.isolation.isolation().enter(shared_dir)? {
         Side::Outside(keeper) => isolation::wait_for_server(keeper),
@@ -311,7 +319,7 @@ fn serve_inside(
     mut inside: Inside,
 ) -> anyhow::Result<ExitCode> {
     let shared_dir = arguments.shared_dir()?;
-    let Entrance { mut listener, metrics: mut told, manager, _claim } = entrance;
+    let Entrance { mut listener, metrics: mut told, manager, state, _claim } = entrance;
     if inside.has_keeper() {
         listener.leave_file();
         told.iter_mut().for_each(metrics::Entrance::leave_file);
@@ -326,13 +334,20 @@ fn serve_inside(
         ..Default::default()
     };
     let session = Session::new(filesystem, limits);
+    let journal = state.map(|state| state.restore(&session)).transpose()?;
     let observed = arguments.metrics();
     let (queue_session, queue_metrics) = (Arc::clone(&session), observed.clone());
+    let queue_journal = journal.clone();
     let device = Device::new(arguments.device_options()?, move |number, queue| {
         let worker = Worker::new(Arc::clone(&queue_session));
-        match &queue_metrics {
-            Some(metrics) => worker.run(metrics.observe(number.0.into(), queue)),
-            None => worker.run(queue),
+        let number = number.0.into();
+        match (&queue_metrics, &queue_journal) {
+            (Some(metrics), Some(journal)) => {
+                worker.run(journal.record(&queue_session, metrics.observe(number, queue)));
+            }
+            (Some(metrics), None) => worker.run(metrics.observe(number, queue)),
+            (None, Some(journal)) => worker.run(journal.record(&queue_session, queue)),
+            (None, None) => worker.run(queue),
         }
     })?;
     let reset_session = Arc::clone(&session);
@@ -360,6 +375,10 @@ fn serve_inside(
 
     loop {
         let ended = device.serve(&listener);
+        // Of a server that is told to end the next one can go on with its client; a client that has gone is gone.
+        if let (Some(journal), Ok(Ended::Disconnected)) = (&journal, &ended) {
+            journal.end().context("the state file cannot be written")?;
+        }
         let synced = session.end();
         for (index, counters) in device.counters().iter().enumerate() {
             tracing::debug!("queue {index}: {counters}");
@@ -400,6 +419,22 @@ impl ServeArguments {
         }
     }
 
+    /// What cannot be gone on with is refused before anybody relies on it.
+    fn check_state_file(&self) -> anyhow::Result<()> {
+        if self.state_file.is_none() {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            self.inode_file_handles != InodeFileHandles::Never,
+            "--state-file needs file handles: leave out --inode-file-handles=never"
+        );
+        anyhow::ensure!(
+            self.posix_lock != LockScope::Host && self.flock != LockScope::Host,
+            "--state-file cannot bring back locks that the host has dropped with the process: leave out --posix-lock and --flock"
+        );
+        Ok(())
+    }
+
     /// Users and groups.
     fn id_maps(&self) -> anyhow::Result<[IdMap; 2]> {
         if let Some(MapMe { uid, gid }) = self.map {
@@ -431,7 +466,8 @@ impl ServeArguments {
             announce_submounts: !self.no_announce_submounts,
             allow_direct_io: self.allow_direct_io,
             allow_mmap: self.allow_mmap,
-            readdirplus: !self.no_readdirplus,
+            // Its answers are too long to be written down, and read twice they would count twice.
+            readdirplus: !self.no_readdirplus && self.state_file.is_none(),
             killpriv_v2: self.killpriv_v2 && !self.no_killpriv_v2,
             preserve_noatime: self.preserve_noatime,
             posix_lock: self.posix_lock,
@@ -456,22 +492,24 @@ impl ServeArguments {
     fn device_options(&self) -> anyhow::Result<DeviceOptions> {
         let tag = self.tag.as_deref().map(Tag::new).transpose()?;
         let request_queues = self.num_request_queues.get();
-        Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us })
+        let keep_inflight = self.state_file.is_some();
+        Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us, keep_inflight })
     }
 
     fn open_entrance(&self) -> anyhow::Result<Entrance> {
         let metrics = || self.metrics.as_ref().map(metrics::Entrance::new).transpose();
         let manager = Manager::of_environment();
+        let state = self.state_file.as_deref().map(StateFile::open).transpose()?;
         match (&self.socket_path, self.fd) {
             (Some(path), _) => {
                 let listener = Listener::bind(path)?;
                 let claim = virtiofsd::claim(path)?;
                 self.virtiofsd.open_to_group(path)?;
-                Ok(Entrance { listener, metrics: metrics()?, manager, _claim: Some(claim) })
+                Ok(Entrance { listener, metrics: metrics()?, manager, state, _claim: Some(claim) })
             }
             (None, Some(fd)) => {
                 let listener = Listener::inherit(fd)?;
-                Ok(Entrance { listener, metrics: metrics()?, manager, _claim: None })
+                Ok(Entrance { listener, metrics: metrics()?, manager, state, _claim: None })
             }
             (None, None) => unreachable!("clap requires one of them"),
         }

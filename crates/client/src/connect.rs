@@ -89,6 +89,15 @@ impl ConnectOptions {
         self
     }
 
+    /// A server that goes without a word, as one that is killed does, is looked for again for so long, and the client goes on
+    /// with it; calls wait meanwhile. For servers that go on where they were (`ashore serve --state-file`). Not given: its
+    /// end is the end of the connection.
+    #[must_use]
+    pub fn reconnect(mut self, patience: Duration) -> ConnectOptions {
+        self.link.reconnect = Some(patience);
+        self
+    }
+
     /// Everything about the client; replaces what was chosen before.
     #[must_use]
     pub fn client(mut self, options: Options) -> ConnectOptions {

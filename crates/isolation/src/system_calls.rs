@@ -16,7 +16,7 @@ use crate::{IsolationError, Seccomp};
 /// The same number on every architecture; the C library has no names for them yet (Linux 6.13).
 const XATTRS_AT: [c_long; 4] = [463, 464, 465, 466];
 
-const MEMORY: &[c_long] = &[SYS_brk, SYS_munmap, SYS_mremap, SYS_madvise, SYS_membarrier];
+const MEMORY: &[c_long] = &[SYS_brk, SYS_memfd_create, SYS_munmap, SYS_mremap, SYS_madvise, SYS_membarrier];
 
 const THREADS: &[c_long] = &[
     // Without arguments that a filter could see; the second filter answers it, and the C library then takes clone.
@@ -122,6 +122,7 @@ const FILES: &[c_long] = &[
     SYS_statfs,
     SYS_statx,
     SYS_symlinkat,
+    SYS_sync,
     SYS_sync_file_range,
     SYS_syncfs,
     SYS_umask,

@@ -68,12 +68,16 @@ impl OpenFile {
 pub(crate) struct Handles {
     shards: [Mutex<Shard>; SHARDS as usize],
     next_shard: AtomicU32,
+    /// The highest generation of a handle that was restored.
+    restored: AtomicU32,
 }
 
 #[derive(Default)]
 struct Shard {
     slots: Vec<(u32, Option<Arc<OpenFile>>)>,
     free: Vec<u32>,
+    /// The generation of slots that were never used.
+    first_generation: u32,
 }
 
 impl Handles {
@@ -82,12 +86,42 @@ impl Handles {
         let number = self.next_shard.fetch_add(1, Ordering::Relaxed) % SHARDS;
         let mut shard = self.shards[number as usize].lock();
         let index = shard.free.pop().unwrap_or_else(|| {
-            shard.slots.push((0, None));
+            let first = shard.first_generation;
+            shard.slots.push((first, None));
             (shard.slots.len() - 1) as u32
         });
         let (generation, slot) = &mut shard.slots[index as usize];
         *slot = Some(file.into());
         FileHandle(u64::from(*generation) << 32 | u64::from(index * SHARDS + number))
+    }
+
+    /// Makes a handle of an earlier process valid again.
+    pub(crate) fn restore(&self, handle: FileHandle, file: OpenFile) {
+        let (shard, index, generation) = self.locate(handle);
+        let slots = &mut shard.lock().slots;
+        slots.resize_with(slots.len().max(index + 1), Default::default);
+        slots[index] = (generation, Some(Arc::new(file)));
+    }
+
+    /// This handle was given out by an earlier process, and so will not be given out again.
+    pub(crate) fn note_restored(&self, handle: FileHandle) {
+        self.restored.fetch_max((handle.0 >> 32) as u32, Ordering::Relaxed);
+    }
+
+    /// All is restored: other handles are new ones from now on.
+    pub(crate) fn restored(&self) {
+        let first = self.restored.load(Ordering::Relaxed).wrapping_add(1);
+        for shard in &self.shards {
+            let shard = &mut *shard.lock();
+            shard.first_generation = first;
+            shard.free.clear();
+            for (index, (generation, file)) in (0..).zip(&mut shard.slots) {
+                if file.is_none() {
+                    *generation = first;
+                    shard.free.push(index);
+                }
+            }
+        }
     }
 
     /// The open file of a handle, if it was opened by this node.

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use ashore_wire::NodeId;
 use parking_lot::Mutex;
@@ -45,6 +45,8 @@ pub(crate) struct Inodes {
     /// Inodes held by [`Inodes::hold`], and how many there may be.
     held: AtomicUsize,
     held_bound: usize,
+    /// The highest generation of an id that was restored.
+    restored: AtomicU32,
 }
 
 /// What makes two names lead to the same inode.
@@ -174,6 +176,8 @@ struct Shard {
     hand: usize,
     /// Cached descriptors, at most.
     bound: usize,
+    /// The generation of slots that were never used.
+    first_generation: u32,
 }
 
 impl Inodes {
@@ -181,7 +185,78 @@ impl Inodes {
     pub(crate) fn new(descriptor_bound: usize) -> Inodes {
         let bound = (descriptor_bound / SHARDS as usize).max(1);
         let shards = (0..SHARDS).map(|_| Mutex::new(Shard { bound, ..Default::default() })).collect();
-        Inodes { shards, live: AtomicUsize::new(0), held: AtomicUsize::new(0), held_bound: descriptor_bound }
+        Inodes {
+            shards,
+            live: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            held_bound: descriptor_bound,
+            restored: AtomicU32::new(0),
+        }
+    }
+
+    /// What a node is, and where: not its cached descriptor.
+    pub(crate) fn located(&self, node: NodeId) -> Option<(Candidate, Location)> {
+        let (shard, index, generation) = self.locate(node)?;
+        let shard = shard.lock();
+        let slot = shard.slots.get(index).filter(|slot| slot.generation == generation)?;
+        Some((slot.candidate(), slot.location.clone()?))
+    }
+
+    /// This id was given out by an earlier process, and so will not be given out again.
+    pub(crate) fn note_restored(&self, node: NodeId) {
+        self.restored.fetch_max((node.0 >> 32) as u32, Ordering::Relaxed);
+    }
+
+    /// Makes a node of an earlier process valid again. `false`: its id is none, or is in use.
+    pub(crate) fn restore(
+        &self,
+        node: NodeId,
+        lookups: u64,
+        candidate: &Candidate,
+        location: Location,
+    ) -> bool {
+        let Some((shard, index, generation)) = self.locate(node) else { return false };
+        if shard_number(candidate.key) != node.0 as u32 % SHARDS {
+            return false;
+        }
+        let mut guard = shard.lock();
+        let shard = &mut *guard;
+        while shard.slots.len() <= index {
+            let unused = shard.add_slot();
+            shard.free.push(unused);
+        }
+        let slot = &mut shard.slots[index];
+        if slot.location.is_some() {
+            return false;
+        }
+        slot.fill(candidate, location, false);
+        (slot.lookups, slot.generation) = (lookups, generation);
+        // Of two nodes with one number the newer is the one to be found: the older is a file that is gone.
+        let key = candidate.key.pack();
+        let older = shard.by_key.insert(key, index as u32);
+        if let Some(older) = older {
+            shard.slots[older as usize].indexed = false;
+        }
+        drop(guard);
+        self.live.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// All is restored: other ids are new ones from now on.
+    pub(crate) fn restored(&self) {
+        let generation = self.restored.load(Ordering::Relaxed).wrapping_add(1);
+        for shard in &self.shards {
+            let mut guard = shard.lock();
+            let shard = &mut *guard;
+            shard.first_generation = generation;
+            shard.free.clear();
+            for (index, slot) in (0..).zip(&mut shard.slots) {
+                if slot.location.is_none() {
+                    slot.generation = generation;
+                    shard.free.push(index);
+                }
+            }
+        }
     }
 
     /// Nodes that a client has looked up and not forgotten.
@@ -426,6 +501,10 @@ impl Shard {
         if let Some(index) = self.free.pop() {
             return index;
         }
+        self.add_slot()
+    }
+
+    fn add_slot(&mut self) -> u32 {
         // By an eighth: doubling would leave up to half of a million slots unused.
         if self.slots.len() == self.slots.capacity() {
             self.slots.reserve_exact(self.slots.len() / 8 + 16);
@@ -436,7 +515,7 @@ impl Shard {
             birth: 0,
             location: None,
             cached: None,
-            generation: 0,
+            generation: self.first_generation,
             place: 0,
             ring_position: 0,
             kind: 0,

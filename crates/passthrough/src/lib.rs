@@ -15,6 +15,7 @@
 //! | `sync.rs` | what a client changed and was told; SYNCFS, FSYNC, FLUSH |
 //! | `dirt.rs` | which inodes a client changed, where a sync is to cover no others |
 //! | `hostfs.rs`, `rounds.rs`, `backing.rs` | the host's file systems: rounds of syncs, errors, and what cannot be stable |
+//! | `recovery.rs` | nodes and open files of an earlier process |
 //! | `own_process.rs` | /proc/self, kept open |
 //! | `host.rs`, `sys.rs` | system calls, the latter with all `unsafe` of this crate |
 //!
@@ -58,6 +59,7 @@ mod names;
 mod options;
 mod own_process;
 mod places;
+mod recovery;
 mod rounds;
 mod sync;
 mod sys;

@@ -30,6 +30,11 @@ impl RawHandle {
         handle
     }
 
+    /// A handle from parts that were kept elsewhere. `None` if there are more bytes than a handle has.
+    pub(crate) fn checked(kind: i32, bytes: &[u8]) -> Option<RawHandle> {
+        (bytes.len() <= HANDLE_MAX).then(|| RawHandle::new(kind, bytes))
+    }
+
     /// How the file system reads its bytes.
     pub(crate) fn kind(&self) -> i32 {
         self.kind

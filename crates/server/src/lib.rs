@@ -22,6 +22,7 @@ mod mutant;
 mod observe;
 mod offload;
 mod primitives;
+mod recovery;
 mod session;
 mod sync;
 mod sync_counts;
@@ -33,7 +34,10 @@ pub use filesystem::{
 };
 pub use histogram::{TIME_BUCKETS, Times};
 pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts};
-pub use session::{Limits, Session};
+pub use recovery::{
+    Identity, Journal, JournalError, Look, RecordedExchange, Recoverable, Recovering, Restored,
+};
+pub use session::{Limits, ResumeError, Session};
 pub use sync_counts::{SHARING_BUCKETS, SyncCounts};
 pub use wait::Wait;
 pub use worker::Worker;

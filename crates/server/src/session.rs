@@ -10,6 +10,7 @@ use ashore_wire::init::{self, Agreement, Implemented, Outcome};
 use ashore_wire::reply::error_header;
 use ashore_wire::seam::{Exchange, Payload, ReplyBody};
 use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Request, RequestId};
+use zerocopy::IntoBytes;
 
 use crate::dispatch::{self, Leave};
 use crate::early::EarlySyncs;
@@ -100,6 +101,24 @@ impl<F: FileSystem> Session<F> {
             sync_counters: SyncCounters::default(),
             early_syncs: EarlySyncs::new(limits.early_sync_grace, limits.refuse_early_syncs),
         })
+    }
+
+    /// Goes on with a client of the process before this one, whose INIT this was, and was answered so.
+    pub(crate) fn resume(&self, init: &[u8], answer: &[u8]) -> Result<(), ResumeError> {
+        let request = Request::parse(init, 0, Dialect::default()).map_err(|_| ResumeError::NoInit)?;
+        let Operation::Init { offer } = request.operation else { return Err(ResumeError::NoInit) };
+        match init::negotiate(&offer, &self.implemented()) {
+            Outcome::Agreed(reply, agreement) if reply.as_bytes() == answer => {
+                self.greet(&offer, &agreement);
+                Ok(())
+            }
+            _ => Err(ResumeError::Differs),
+        }
+    }
+
+    /// How the client lays out requests; `None` if there is none.
+    pub(crate) fn dialect(&self) -> Option<Dialect> {
+        self.state.dialect()
     }
 
     /// The file system.
@@ -330,8 +349,8 @@ impl<F: FileSystem> Session<F> {
         self.carried.cut().wait().expect(NEVER_ABORTED);
     }
 
-    fn init(&self, id: RequestId, offer: &InitIn, body: &mut impl ReplyBody) -> OutHeader {
-        let implemented = Implemented {
+    fn implemented(&self) -> Implemented {
+        Implemented {
             flags: SERVER_FEATURES | self.filesystem.features(),
             max_readahead: self.limits.max_readahead,
             max_write: self.limits.max_write,
@@ -339,8 +358,11 @@ impl<F: FileSystem> Session<F> {
             max_background: self.limits.max_background,
             congestion_threshold: self.limits.congestion_threshold,
             time_gran: 1,
-        };
-        let reply = match init::negotiate(offer, &implemented) {
+        }
+    }
+
+    fn init(&self, id: RequestId, offer: &InitIn, body: &mut impl ReplyBody) -> OutHeader {
+        let reply = match init::negotiate(offer, &self.implemented()) {
             Outcome::Agreed(reply, agreement) => {
                 let missing = self.filesystem.required() - agreement.flags;
                 if !missing.is_empty() {
@@ -392,6 +414,19 @@ impl<F: FileSystem> Session<F> {
         }
         synced
     }
+}
+
+/// Why it cannot be gone on with a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// What was kept is not the beginning of a conversation.
+    #[error("what the client began with is damaged")]
+    NoInit,
+    /// Other options, or another version of this program.
+    #[error(
+        "its client was promised other features than this server has; start it with the options of the one before"
+    )]
+    Differs,
 }
 
 /// How far a request came on the thread of its queue.

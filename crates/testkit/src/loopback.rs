@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ashore_server::{FileSystem, Session, Worker};
+use ashore_server::{FileSystem, Journal, Recoverable, Session, Worker};
 use ashore_wire::abi::{InHeader, InitIn, OUT_HEADER_SIZE, OutHeader};
 use ashore_wire::flags::InitFlags;
 use ashore_wire::seam::{
@@ -37,14 +37,26 @@ impl Loopback {
         Loopback::start_queues(session, 1).remove(0)
     }
 
+    /// A session with one queue, whose requests are written down.
+    pub fn start_recorded<F: Recoverable>(session: &Arc<Session<F>>, journal: &Arc<Journal>) -> Loopback {
+        let (session, journal) = (Arc::clone(session), Arc::clone(journal));
+        let run = move |queue| Worker::new(Arc::clone(&session)).run(journal.record(&session, queue));
+        Loopback::start_with(1, run).remove(0)
+    }
+
     /// A session with several queues. Each sees what waits in the others, as it must for a sync.
     pub fn start_queues<F: FileSystem>(session: &Arc<Session<F>>, count: usize) -> Vec<Loopback> {
+        let session = Arc::clone(session);
+        Loopback::start_with(count, move |queue| Worker::new(Arc::clone(&session)).run(queue))
+    }
+
+    fn start_with(count: usize, run: impl Fn(LoopbackQueue) + Clone + Send + 'static) -> Vec<Loopback> {
         let queues: Arc<Queues> = (0..count).map(|_| Position::default()).collect();
         let start = |index| {
             let (requests, receiver) = channel();
-            let worker = Worker::new(Arc::clone(session));
             let queue = LoopbackQueue { receiver, index, queues: Arc::clone(&queues), taken: 0 };
-            let worker = std::thread::spawn(move || worker.run(queue));
+            let run = run.clone();
+            let worker = std::thread::spawn(move || run(queue));
             Loopback { requests: Some(requests), worker: Some(worker), index, queues: Arc::clone(&queues) }
         };
         (0..count).map(start).collect()
@@ -259,8 +271,9 @@ impl Payload for LoopbackBulk {
         file: BorrowedFd<'_>,
         offset: u64,
         len: usize,
-        _mode: TransferMode,
+        mode: TransferMode,
     ) -> io::Result<usize> {
+        let offset = if mode.append { rustix::fs::fstat(file)?.st_size as u64 } else { offset };
         Ok(rustix::io::pwrite(file, &self.payload[..len.min(self.payload.len())], offset)?)
     }
 

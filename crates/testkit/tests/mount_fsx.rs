@@ -27,13 +27,11 @@ const LONGEST: u64 = 300_000;
 fn play<F: FileSystem>(
     options: &MountOptions,
     serve: impl Fn(&Path) -> Arc<Session<F>>,
-    prepare: impl Fn(&Mounted<F>),
     seed: u64,
     operations: u64,
 ) {
     let host = tempfile::tempdir_in("/var/tmp").unwrap();
     let mounted = Mounted::new(serve(host.path()), options, 2);
-    prepare(&mounted);
     let (here, there) = (mounted.path().join("f"), host.path().join("f"));
     let open = || File::options().read(true).write(true).create(true).truncate(false).open(&here).unwrap();
     let (mut file, mut model, mut random) = (open(), Vec::<u8>::new(), Random::new(seed));
@@ -91,19 +89,10 @@ fn play<F: FileSystem>(
 }
 
 fn seeds<F: FileSystem>(options: &MountOptions, serve: impl Fn(&Path) -> Arc<Session<F>>) {
-    prepared_seeds(|_| (), options, serve);
-}
-
-/// As [`seeds`]; `prepare` comes between mounting and the first operation.
-fn prepared_seeds<F: FileSystem>(
-    prepare: impl Fn(&Mounted<F>),
-    options: &MountOptions,
-    serve: impl Fn(&Path) -> Arc<Session<F>>,
-) {
     let operations = number("ASHORE_FSX_OPERATIONS").unwrap_or(3_000);
     match number("ASHORE_FSX_SEED") {
-        Some(seed) => play(options, serve, &prepare, seed, operations),
-        None => (1..=4).for_each(|seed| play(options, &serve, &prepare, seed, operations)),
+        Some(seed) => play(options, serve, seed, operations),
+        None => (1..=4).for_each(|seed| play(options, &serve, seed, operations)),
     }
 }
 
@@ -125,18 +114,6 @@ fn random_operations_give_what_a_file_in_memory_gives() {
 #[test]
 fn random_operations_with_the_kernels_write_back_cache_do_too() {
     seeds(&for_root(), |path| directory(path, true));
-}
-
-#[test]
-fn random_operations_with_data_by_the_kernel_do_too() {
-    let serve = |path: &Path| {
-        let share = Options { kernel_io: true, ..Options::new(path) };
-        Session::new(Passthrough::new(share).unwrap(), Limits::default())
-    };
-    let give = |mounted: &Mounted<Passthrough>| {
-        mounted.session().filesystem().give_files_to(Arc::new(mounted.mount().backing_files()));
-    };
-    prepared_seeds(give, &for_root(), serve);
 }
 
 /// By fusermount3, which nobody but root needs: this program runs the next test as nobody, in a mount namespace of its own with

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
+use vm_memory::{AtomicAccess, Bytes, FileOffset, VolatileMemory};
 
 /// Regions a VMM may give us: as many as KVM has slots for, which is also what other back ends take.
 pub(crate) const MEMORY_REGIONS_MAX: usize = 509;
@@ -70,6 +70,16 @@ impl Region {
         let mapping = MmapRegion::from_file(FileOffset::new(file, file_offset), len as usize)
             .map_err(|error| MemoryError::Map(io::Error::other(error)))?;
         Ok(Region { place, mapping })
+    }
+
+    /// A number at this offset; `None` if it is not inside, or not aligned.
+    pub(crate) fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Option<T> {
+        self.mapping.as_volatile_slice().load(offset, order).ok()
+    }
+
+    /// Stores a number at this offset; `None` if it is not inside, or not aligned.
+    pub(crate) fn store<T: AtomicAccess>(&self, offset: usize, value: T, order: Ordering) -> Option<()> {
+        self.mapping.as_volatile_slice().store(value, offset, order).ok()
     }
 
     /// Our pointer to `len` bytes at the address that is `offset` bytes into the region; `None` if they are not

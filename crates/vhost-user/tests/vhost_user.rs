@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -17,7 +18,7 @@ use ashore_vhost_user::device::{
 };
 use ashore_wire::abi::OutHeader;
 use ashore_wire::seam::{Exchange, RequestQueue};
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures as P};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight, VhostUserProtocolFeatures as P};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
@@ -35,7 +36,14 @@ type Served = JoinHandle<Result<Ended, ServeError>>;
 fn device(
     handler: impl Fn(QueueIndex, DeviceQueue) + Send + Sync + 'static,
 ) -> (UnixStream, Served, StopHandle) {
-    let options = DeviceOptions { request_queues: 2, tag: Some(Tag::new("share").unwrap()), poll_us: 0 };
+    device_with(DeviceOptions::default(), handler)
+}
+
+fn device_with(
+    options: DeviceOptions,
+    handler: impl Fn(QueueIndex, DeviceQueue) + Send + Sync + 'static,
+) -> (UnixStream, Served, StopHandle) {
+    let options = DeviceOptions { request_queues: 2, tag: Some(Tag::new("share").unwrap()), ..options };
     let device = Device::new(options, handler).unwrap();
     let stop = device.stop_handle();
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -60,7 +68,8 @@ fn greet(socket: UnixStream) -> Frontend {
     assert_eq!(vmm.get_features().unwrap(), FEATURES);
     vmm.set_features(FEATURES).unwrap();
     let offered = vmm.get_protocol_features().unwrap();
-    assert_eq!(offered, P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::CONFIG);
+    let always = P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::CONFIG;
+    assert_eq!(offered & !P::INFLIGHT_SHMFD, always);
     vmm.set_protocol_features(offered).unwrap();
     vmm.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
     vmm
@@ -320,6 +329,74 @@ fn a_reset_is_told_when_the_last_request_has_been_finished() {
     served.join().unwrap().unwrap();
 }
 
+/// Aim: a server that follows one that was killed takes what that had taken and not given back, in the same order, before
+/// all else, and nothing that was given back. Method: the second one is given copies of the rings and of what is in flight,
+/// made while the first one holds two of three requests.
+#[test]
+fn what_was_taken_by_a_server_that_was_killed_is_taken_again_by_the_next() {
+    let keeping = DeviceOptions { keep_inflight: true, ..DeviceOptions::default() };
+    let (tell, told) = mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let (socket, served, _stop) = device_with(keeping.clone(), move |_, mut queue| {
+        let mut held = Vec::new();
+        while let Some(mut exchange) = queue.next() {
+            let unique = exchange.parts().0[8];
+            if unique == 2 {
+                answer(exchange);
+            } else {
+                held.push(exchange);
+            }
+            tell.lock().unwrap().send(unique).unwrap();
+        }
+    });
+    let memory = Arc::new(Shared::new(MEMORY_BYTES));
+    let mut vmm = greet(socket);
+    vmm.set_mem_table(&[region(&memory, 0)]).unwrap();
+    let (what, file) = vmm.get_inflight_fd(&VhostUserInflight::new(0, 0, 3, 64)).unwrap();
+    vmm.set_inflight_fd(&what, file.as_raw_fd()).unwrap();
+    let mut driver = Driver::new(memory.clone(), layout(64, 65536, true, 65533));
+    start(&mut vmm, 1, &driver);
+    for (index, id) in [(6, 1), (2, 2), (4, 3)] {
+        send(&mut driver, index, id);
+        assert_eq!(told.recv_timeout(SOON), Ok(id as u8));
+    }
+    assert_eq!(driver.wait_used(SOON), Some((2, 16)));
+    let copy = Arc::new(Shared::new(MEMORY_BYTES));
+    copy.write(0, &memory.read(0, 2 << 20));
+    let mut kept = vec![0; what.mmap_size as usize];
+    file.read_exact_at(&mut kept, 0).unwrap();
+    drop(vmm);
+    served.join().unwrap().unwrap();
+
+    file.write_all_at(&kept, 0).unwrap();
+    let (tell, told) = mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let (socket, served, _stop) = device_with(keeping, move |_, mut queue| {
+        while let Some(mut exchange) = queue.next() {
+            tell.lock().unwrap().send(exchange.parts().0[8]).unwrap();
+            answer(exchange);
+        }
+    });
+    driver.memory = copy.clone();
+    // Made available while nobody served.
+    send(&mut driver, 8, 4);
+    let mut vmm = greet(socket);
+    vmm.set_mem_table(&[region(&copy, 0)]).unwrap();
+    vmm.set_inflight_fd(&what, file.as_raw_fd()).unwrap();
+    start(&mut vmm, 1, &driver);
+    for (head, id) in [(6, 1), (4, 3), (8, 4)] {
+        assert_eq!(told.recv_timeout(SOON), Ok(id));
+        assert_eq!(driver.wait_used(SOON), Some((head, 16)));
+    }
+    round_trip(&mut driver, 5);
+    assert!(
+        vmm.set_inflight_fd(&VhostUserInflight { mmap_size: 1 << 20, ..what }, file.as_raw_fd()).is_err()
+    );
+    assert_eq!(vmm.get_vring_base(1).unwrap(), u32::from(65533u16.wrapping_add(5)));
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_and_the_connection_lives() {
     let (socket, served, _stop) = device(answer_all);
@@ -460,9 +537,9 @@ fn one_vmm_after_another_connects_to_the_same_listener() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let listener = Listener::bind(&path).unwrap();
-    let device =
-        Device::new(DeviceOptions { request_queues: 2, tag: Tag::new("t").ok(), poll_us: 20 }, answer_all);
-    let device = device.unwrap();
+    let tag = Tag::new("t").ok();
+    let options = DeviceOptions { request_queues: 2, tag, poll_us: 20, ..DeviceOptions::default() };
+    let device = Device::new(options, answer_all).unwrap();
     let served = thread::spawn(move || {
         let ends = [0; 3].map(|_| device.serve(&listener).unwrap());
         (ends, device.counters())

@@ -41,6 +41,12 @@ impl<T> InFlight<T> {
         Ok(RequestId(self.last_id))
     }
 
+    /// The id of a request that has no answer: a server that goes on for another knows by it whether that has done it.
+    pub(crate) fn one_way(&mut self) -> RequestId {
+        self.last_id += ID_STEP;
+        RequestId(self.last_id)
+    }
+
     /// An answer came. `None` if nobody asked: a server that answers twice, or makes up ids.
     pub(crate) fn answered(&mut self, id: RequestId) -> Option<T> {
         self.requests.remove(&id.0)

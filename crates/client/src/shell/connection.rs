@@ -93,7 +93,8 @@ impl Connection {
     /// Sends a request that has no answer.
     pub(crate) fn send_without_reply(&self, mut request: Outgoing) {
         if self.check().is_ok() {
-            let head = request.finish(RequestId(0), self.sender(0));
+            let id = self.table.lock().one_way();
+            let head = request.finish(id, self.sender(0));
             self.port.submit_one_way(request.opcode(), head);
         }
     }

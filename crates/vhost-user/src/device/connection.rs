@@ -12,6 +12,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, VhostUserBackendReqHandlerMut, VhostUserVirtioFeatures};
 
 use super::counters::Counters;
+use super::inflight::{InflightError, InflightMemory};
 use super::options::DeviceOptions;
 use super::ring::RingPlace;
 use super::vring::{StartError, Surroundings, Vring};
@@ -50,6 +51,8 @@ enum Refusal {
     #[error("{0}")]
     Memory(#[from] MemoryError),
     #[error("{0}")]
+    Inflight(#[from] InflightError),
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
 
@@ -58,6 +61,7 @@ pub(crate) struct Connection {
     options: DeviceOptions,
     memory: Arc<Memory>,
     vrings: Vec<Vring>,
+    inflight: Option<Arc<InflightMemory>>,
     features: u64,
     on_reset: Arc<dyn Fn() + Send + Sync>,
     /// Protocol features were agreed, which is the end of the introduction.
@@ -79,6 +83,7 @@ impl Connection {
             options,
             memory: Arc::default(),
             vrings: counters.iter().enumerate().map(vring).collect(),
+            inflight: None,
             features: 0,
             on_reset: Arc::clone(&surroundings.on_reset),
             introduced: false,
@@ -116,9 +121,9 @@ impl Connection {
 
     fn settle(&mut self, index: u32) -> Result<(), Refusal> {
         let event_idx = self.features & EVENT_IDX != 0;
-        let memory = self.memory.clone();
-        let vring = self.vring(index)?;
-        vring.settle(&memory, event_idx).map_err(|error| Refusal::Start(QueueIndex(index as u16), error))
+        let (memory, inflight) = (self.memory.clone(), self.inflight.clone());
+        let settled = self.vring(index)?.settle(&memory, inflight.as_deref(), event_idx);
+        settled.map_err(|error| Refusal::Start(QueueIndex(index as u16), error))
     }
 
     fn acknowledge(&mut self, features: u64) -> Result<(), Refusal> {
@@ -211,7 +216,8 @@ impl VhostUserBackendReqHandlerMut for Connection {
     fn get_protocol_features(&mut self) -> Answer<VhostUserProtocolFeatures> {
         use VhostUserProtocolFeatures as P;
         let config = if self.options.tag.is_some() { P::CONFIG } else { P::empty() };
-        Ok(P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | config)
+        let inflight = if self.options.keep_inflight { P::INFLIGHT_SHMFD } else { P::empty() };
+        Ok(P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | config | inflight)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Answer<()> {
@@ -320,12 +326,15 @@ impl VhostUserBackendReqHandlerMut for Connection {
         Err(NOT_OFFERED)
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
-        Err(NOT_OFFERED)
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
+        // There is no way to refuse this in the protocol either.
+        let made = InflightMemory::make(wanted, self.vrings.len()).map_err(Refusal::from);
+        answer("GET_INFLIGHT_FD", made).map_err(|_| Error::InvalidParam)
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Answer<()> {
-        Err(NOT_OFFERED)
+    fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Answer<()> {
+        let mapped = InflightMemory::map(kept, file).map_err(Refusal::from);
+        answer("SET_INFLIGHT_FD", mapped.map(|memory| self.inflight = Some(Arc::new(memory))))
     }
 
     fn set_device_state_fd(

@@ -1,5 +1,6 @@
 //! A queue without a VMM: rings in memory of one's own. For driving a ring directly, in tests and in fuzzing.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -70,9 +71,10 @@ impl DeviceQueue {
             error: None,
             poll_us: 0,
             empty_handed: Arc::default(),
+            inflight: None,
         })?);
         backlog.add(shared.clone());
-        Ok((DeviceQueue::new(shared.clone())?, DetachedQueue { shared, backlog }))
+        Ok((DeviceQueue::new(shared.clone(), VecDeque::new())?, DetachedQueue { shared, backlog }))
     }
 }
 

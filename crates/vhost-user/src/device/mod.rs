@@ -12,6 +12,7 @@
 //!           Shared         shared.rs       what both need: the used ring, notifications, draining
 //!             chain.rs     walks and checks the descriptors of one request
 //!             ring.rs      the rings in guest memory: all pointers into them
+//!             inflight.rs  what was taken and not given back, for the server that comes after one that was killed
 //! ```
 
 mod backlog;
@@ -21,6 +22,7 @@ mod counters;
 mod detached;
 mod exchange;
 mod fds;
+mod inflight;
 mod listener;
 mod options;
 mod queue;

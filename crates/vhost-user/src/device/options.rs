@@ -17,11 +17,13 @@ pub struct DeviceOptions {
     /// How long a queue's thread looks for new requests before it sleeps. 0: sleep at once. What it saves is a
     /// wake-up, and what it costs is a CPU that is busy waiting.
     pub poll_us: u32,
+    /// Have VMMs keep what is in flight (INFLIGHT_SHMFD). For servers that can go on where one was that was killed.
+    pub keep_inflight: bool,
 }
 
 impl Default for DeviceOptions {
     fn default() -> DeviceOptions {
-        DeviceOptions { request_queues: 1, tag: None, poll_us: 0 }
+        DeviceOptions { request_queues: 1, tag: None, poll_us: 0, keep_inflight: false }
     }
 }
 
@@ -111,7 +113,8 @@ mod tests {
 
     #[test]
     fn the_configuration_space_is_the_padded_tag_and_the_number_of_queues() {
-        let options = DeviceOptions { request_queues: 3, tag: Some(Tag::new("share").unwrap()), poll_us: 0 };
+        let tag = Some(Tag::new("share").unwrap());
+        let options = DeviceOptions { request_queues: 3, tag, ..Default::default() };
         let space = options.config_space();
         assert_eq!((&space[..6], space[36..].len()), (&b"share\0"[..], 4));
         assert_eq!(space[36..], [3, 0, 0, 0]);

@@ -11,6 +11,7 @@
 //!      return
 //! ```
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +45,8 @@ pub struct DeviceQueue {
     shared: Arc<Shared>,
     /// Position of the next request to take; its low 16 bits are the index in the available ring.
     next: u64,
+    /// Heads that a server before this one took and did not give back. Their positions are the first ones.
+    again: VecDeque<u16>,
     /// The available index when last looked at.
     available: u16,
     map: Arc<GuestMap>,
@@ -85,18 +88,19 @@ impl RequestQueue for DeviceQueue {
 }
 
 impl DeviceQueue {
-    pub(crate) fn new(shared: Arc<Shared>) -> io::Result<DeviceQueue> {
+    pub(crate) fn new(shared: Arc<Shared>, again: VecDeque<u16>) -> io::Result<DeviceQueue> {
         let sleeper = Sleeper::new(&shared.wake)?;
         let (map, map_generation) = shared.memory.current();
         let next = shared.position();
         // Nobody waits for what comes by hiprio.
         let look = Look::new(if shared.index().is_hiprio() { 0 } else { shared.poll_us });
-        let available = next as u16;
+        let available = (next as u16).wrapping_add(again.len() as u16);
         let complaints = Complaints::default();
         shared.ring.disable_kicks();
         Ok(DeviceQueue {
             shared,
             next,
+            again,
             available,
             map,
             map_generation,
@@ -134,7 +138,7 @@ impl DeviceQueue {
 
     fn take(&mut self) -> Result<Taken, RingBroken> {
         let Some(chain) = self.next_chain()? else { return Ok(Taken::Nothing) };
-        let Some(mut slot) = self.shared.begin() else { return Err(RingBroken::TooManyInFlight) };
+        let Some(mut slot) = self.shared.begin(chain) else { return Err(RingBroken::TooManyInFlight) };
         self.next += 1;
         self.empty_kicks = EmptyKicks::NoLongerCounted;
         self.shared.counters.requests.add_one();
@@ -153,6 +157,9 @@ impl DeviceQueue {
 
     /// The head of the next chain, if the guest has made one available.
     fn next_chain(&mut self) -> Result<Option<u16>, RingBroken> {
+        if let Some(head) = self.again.pop_front() {
+            return Ok(Some(head));
+        }
         let next = self.next as u16;
         if self.available == next {
             self.available = self.shared.ring.available_index();

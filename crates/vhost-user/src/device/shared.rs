@@ -29,6 +29,7 @@ use super::backlog::DeviceBacklog;
 use super::counters::Counters;
 use super::exchange::{Kind, Slot};
 use super::fds::{self, Wake};
+use super::inflight::Inflight;
 use super::ring::Ring;
 use crate::memory::Memory;
 
@@ -88,6 +89,7 @@ pub(crate) struct Parts {
     pub(crate) error: Option<OwnedFd>,
     pub(crate) poll_us: u32,
     pub(crate) empty_handed: Arc<AtomicBool>,
+    pub(crate) inflight: Option<Inflight>,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,8 @@ struct Used {
     call: Option<OwnedFd>,
     taken: u64,
     finished: u64,
+    /// Where the VMM wants to have it.
+    inflight: Option<Inflight>,
     /// Who defers announcements, because he comes back to make them.
     worker: Option<ThreadToken>,
     #[expect(clippy::vec_box, reason = "a slot is large, and goes from thread to thread as a pointer")]
@@ -112,8 +116,8 @@ struct Used {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> std::io::Result<Shared> {
-        let Parts { index, ring, base, memory, counters, backlog, kick, call, error, poll_us, empty_handed } =
-            parts;
+        let Parts { index, ring, base, memory, counters, backlog, kick, call, error, poll_us, .. } = parts;
+        let Parts { empty_handed, inflight, .. } = parts;
         let next = ring.used_index();
         let used = Used {
             next,
@@ -123,6 +127,7 @@ impl Shared {
             call,
             taken: 0,
             finished: 0,
+            inflight,
             worker: None,
             slots: Vec::with_capacity(SLOTS_KEPT_MAX),
         };
@@ -153,13 +158,16 @@ impl Shared {
         self.backlog.clone()
     }
 
-    /// Room to read a request into, or `None` if the guest has made more available than its ring can hold.
-    pub(crate) fn begin(&self) -> Option<Box<Slot>> {
+    /// Room to read the request at `head` into, or `None` if the guest has made more available than its ring can hold.
+    pub(crate) fn begin(&self, head: u16) -> Option<Box<Slot>> {
         let mut used = self.used.lock();
         if used.taken - used.finished >= u64::from(self.ring.size()) {
             return None;
         }
         used.taken += 1;
+        if let Some(inflight) = &mut used.inflight {
+            inflight.taken(head);
+        }
         if used.waiting_since.is_some_and(|since| since.elapsed() >= BATCH_DELAY_MAX) {
             self.announce(&mut used);
         }
@@ -171,9 +179,15 @@ impl Shared {
         let quick = slot.kind() == Kind::Quick;
         slot.recycle();
         let mut used = self.used.lock();
+        if let Some(inflight) = &used.inflight {
+            inflight.giving_back(slot.chain);
+        }
         self.ring.write_used(used.next, slot.chain, written);
         used.next = used.next.wrapping_add(1);
         self.ring.publish(used.next);
+        if let Some(inflight) = &used.inflight {
+            inflight.given_back(slot.chain, used.next);
+        }
         used.finished += 1;
         if used.slots.len() < SLOTS_KEPT_MAX {
             used.slots.push(slot);

@@ -10,6 +10,7 @@
 //! A thread runs while the ring is started *and* enabled. Whatever ends one of the two drains the queue first, so
 //! that the available index we remember, or report, is also the end of what has been answered.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use super::QueueIndex;
 use super::backlog::DeviceBacklog;
 use super::counters::Counters;
+use super::inflight::InflightMemory;
 use super::queue::DeviceQueue;
 use super::ring::{Ring, RingError, RingPlace};
 use super::shared::{Kick, Parts, Shared};
@@ -139,11 +141,16 @@ impl Vring {
     }
 
     /// Starts the thread or stops it, as the state now demands.
-    pub(crate) fn settle(&mut self, memory: &Arc<Memory>, event_idx: bool) -> Result<(), StartError> {
+    pub(crate) fn settle(
+        &mut self,
+        memory: &Arc<Memory>,
+        inflight: Option<&InflightMemory>,
+        event_idx: bool,
+    ) -> Result<(), StartError> {
         match (&self.kick, self.enabled, self.is_running()) {
             (Some(kick), true, false) => {
                 let kick = kick.clone();
-                self.start(kick, memory, event_idx)
+                self.start(kick, memory, inflight, event_idx)
             }
             (None, _, true) | (_, false, true) => {
                 self.stop();
@@ -168,9 +175,21 @@ impl Vring {
         self.base
     }
 
-    fn start(&mut self, kick: Kick, memory: &Arc<Memory>, event_idx: bool) -> Result<(), StartError> {
+    fn start(
+        &mut self,
+        kick: Kick,
+        memory: &Arc<Memory>,
+        inflight: Option<&InflightMemory>,
+        event_idx: bool,
+    ) -> Result<(), StartError> {
         let (map, _) = memory.current();
         let ring = Ring::new(&map, self.place.ok_or(StartError::NoAddresses)?, self.size, event_idx)?;
+        let mut inflight = inflight.and_then(|inflight| inflight.part(self.index, self.size));
+        let again = inflight.as_mut().and_then(|inflight| inflight.recover(ring.used_index()));
+        if again.is_some() {
+            // A server that was killed could not say how far it came. The used ring does: what is in flight comes next.
+            self.base = ring.used_index();
+        }
         let clone = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
         let shared = Arc::new(Shared::new(Parts {
             index: self.index,
@@ -184,17 +203,22 @@ impl Vring {
             error: clone(&self.error)?,
             poll_us: self.surroundings.poll_us,
             empty_handed: self.surroundings.empty_handed.clone(),
+            inflight,
         })?);
-        let thread = self.spawn(shared.clone())?;
+        if again.is_some() {
+            // What was completed last may not have been announced.
+            shared.set_call(clone(&self.call)?);
+        }
+        let thread = self.spawn(shared.clone(), again.unwrap_or_default())?;
         self.surroundings.backlog.add(shared.clone());
         self.running = Some(Running { shared, thread });
         tracing::debug!("{}: started with {} entries from index {}", self.index, self.size, self.base);
         Ok(())
     }
 
-    fn spawn(&self, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    fn spawn(&self, shared: Arc<Shared>, again: VecDeque<u16>) -> io::Result<JoinHandle<()>> {
         let handler = self.surroundings.handler.clone();
-        let (index, queue) = (self.index, DeviceQueue::new(shared.clone())?);
+        let (index, queue) = (self.index, DeviceQueue::new(shared.clone(), again)?);
         thread::Builder::new().name(format!("ashore-q{}", index.0)).spawn(move || {
             handler(index, queue);
             if !shared.is_stopping() {

@@ -1,5 +1,6 @@
 //! The messages between us and the server: features, memory, queues; and at the end, taking the queues back.
 
+use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
@@ -68,6 +71,12 @@ pub enum ConnectError {
     Io(#[from] io::Error),
 }
 
+/// What is in flight, as the server wrote it down and we keep it for the next server.
+pub(super) struct Inflight {
+    what: VhostUserInflight,
+    file: File,
+}
+
 /// A server that has agreed on features.
 pub(super) struct Server {
     frontend: Frontend,
@@ -82,7 +91,14 @@ pub(super) struct Server {
 
 impl Server {
     /// Connects and agrees on features. A server that does not answer within `patience` is none.
-    pub(super) fn greet(path: &Path, patience: Duration, most_queues: u16) -> Result<Server, ConnectError> {
+    ///
+    /// One to go on with after its end has to tell what is in flight.
+    pub(super) fn greet(
+        path: &Path,
+        patience: Duration,
+        most_queues: u16,
+        go_on: bool,
+    ) -> Result<Server, ConnectError> {
         let socket = connect(path, patience).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => ConnectError::Silent { path: path.to_owned(), patience },
             _ => ConnectError::Connect { path: path.to_owned(), error },
@@ -98,11 +114,11 @@ impl Server {
             enables_queues: false,
             request_queues: 1,
         };
-        server.in_time(|server| server.agree(most_queues))?;
+        server.in_time(|server| server.agree(most_queues, go_on))?;
         Ok(server)
     }
 
-    fn agree(&mut self, most_queues: u16) -> Result<(), ConnectError> {
+    fn agree(&mut self, most_queues: u16, go_on: bool) -> Result<(), ConnectError> {
         let path = self.path.clone();
         let not_a_server = move |error: vhost::Error| not_a_server(&path, error);
         self.frontend.set_owner().map_err(&not_a_server)?;
@@ -116,17 +132,23 @@ impl Server {
         self.event_idx = agreed & EVENT_IDX != 0;
         self.enables_queues = agreed & PROTOCOL_FEATURES != 0;
         if self.enables_queues {
-            self.agree_on_protocol(most_queues)?;
+            self.agree_on_protocol(most_queues, go_on)?;
+        } else if go_on {
+            return Err(self.lacks_inflight());
         }
         self.frontend.set_features(agreed).map_err(&not_a_server)
     }
 
-    fn agree_on_protocol(&mut self, most_queues: u16) -> Result<(), ConnectError> {
+    fn agree_on_protocol(&mut self, most_queues: u16, go_on: bool) -> Result<(), ConnectError> {
         let path = self.path.clone();
         let broken = move |error: vhost::Error| not_a_server(&path, error);
         use VhostUserProtocolFeatures as Protocol;
         let offered = self.frontend.get_protocol_features().map_err(&broken)?;
-        let agreed = offered & (Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIG);
+        let inflight = if go_on { Protocol::INFLIGHT_SHMFD } else { Protocol::empty() };
+        let agreed = offered & (Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIG | inflight);
+        if !agreed.contains(inflight) {
+            return Err(self.lacks_inflight());
+        }
         self.frontend.set_protocol_features(agreed).map_err(&broken)?;
         if agreed.contains(Protocol::REPLY_ACK) {
             self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -140,6 +162,11 @@ impl Server {
         }
         self.request_queues = queues.clamp(1, u64::from(most_queues)) as u16;
         Ok(())
+    }
+
+    fn lacks_inflight(&self) -> ConnectError {
+        let feature = "to keep what is in flight (INFLIGHT_SHMFD; `ashore serve --state-file` does)";
+        ConnectError::Lacks { path: self.path.clone(), feature }
     }
 
     /// The number of request queues in the configuration space.
@@ -164,10 +191,26 @@ impl Server {
         self.socket.as_fd().try_clone_to_owned()
     }
 
-    /// Hands memory and queues over; the server begins to serve them.
-    pub(super) fn start(&mut self, memory: &Memory, queues: &[Queue]) -> Result<(), ConnectError> {
+    /// Memory in which the server writes down what is in flight.
+    pub(super) fn make_inflight(&mut self, queues: &[Queue]) -> Result<Inflight, ConnectError> {
+        let Some(queue) = queues.first() else { unreachable!("there is a hiprio queue") };
+        let wanted = VhostUserInflight::new(0, 0, queues.len() as u16, queue.size());
+        self.in_time(|server| match server.frontend.get_inflight_fd(&wanted) {
+            Ok((what, file)) => Ok(Inflight { what, file }),
+            Err(error) => Err(not_a_server(&server.path, error)),
+        })
+    }
+
+    /// Hands memory and queues over; the server begins to serve them, with what is in flight.
+    pub(super) fn start(
+        &mut self,
+        memory: &Memory,
+        queues: &[Queue],
+        inflight: Option<&Inflight>,
+    ) -> Result<(), ConnectError> {
         self.in_time(|server| {
-            server.hand_over(memory, queues).map_err(|error| not_a_server(&server.path, error))
+            let handed_over = server.hand_over(memory, queues, inflight);
+            handed_over.map_err(|error| not_a_server(&server.path, error))
         })
     }
 
@@ -196,7 +239,12 @@ impl Server {
         }
     }
 
-    fn hand_over(&mut self, memory: &Memory, queues: &[Queue]) -> Result<(), vhost::Error> {
+    fn hand_over(
+        &mut self,
+        memory: &Memory,
+        queues: &[Queue],
+        inflight: Option<&Inflight>,
+    ) -> Result<(), vhost::Error> {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: GUEST_BASE,
             memory_size: memory.bytes() as u64,
@@ -205,6 +253,9 @@ impl Server {
             mmap_handle: memory.file().as_raw_fd(),
         };
         self.frontend.set_mem_table(&[region])?;
+        if let Some(Inflight { what, file }) = inflight {
+            self.frontend.set_inflight_fd(what, file.as_raw_fd())?;
+        }
         for (index, queue) in queues.iter().enumerate() {
             let RingPlaces { descriptors, available, used } = queue.places();
             let size = queue.size();
@@ -220,6 +271,7 @@ impl Server {
                 log_addr: None,
             };
             self.frontend.set_vring_addr(index, &addresses)?;
+            // Where a ring goes on that was served before, the server knows by what is in flight.
             self.frontend.set_vring_base(index, 0)?;
             self.frontend.set_vring_call(index, queue.call())?;
             self.frontend.set_vring_kick(index, queue.kick())?;

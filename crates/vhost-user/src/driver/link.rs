@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -16,13 +16,16 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::handshake::{ConnectError, Server};
+use super::handshake::{ConnectError, Inflight, Server};
 use super::memory::Memory;
 use super::queue::{Lie, QUEUE_BYTES, Queue};
 use crate::look::Look;
 
 /// How long the thread of a queue waits for the right to reap before it looks whether the link has ended.
 const REAPING_WAIT: Duration = Duration::from_millis(20);
+
+/// How long to wait before the next try to reach a server again.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(1);
 
 /// How often the one who closes a link looks whether the server has given everything back.
 const IDLE_LOOK: Duration = Duration::from_micros(100);
@@ -38,29 +41,38 @@ pub struct LinkOptions {
     pub poll_us: u32,
     /// How long a server may take to answer while the link is made, and while it ends.
     pub patience: Duration,
+    /// How long to try to reach a server again that has gone without a word, and that `ashore serve --state-file` has
+    /// followed. Asks the server to keep what is in flight (INFLIGHT_SHMFD). `None`: its end is the end of the link.
+    pub reconnect: Option<Duration>,
 }
 
 impl Default for LinkOptions {
     fn default() -> LinkOptions {
-        LinkOptions { pages: 16_384, request_queues: 1, poll_us: 50, patience: Duration::from_secs(5) }
+        let patience = Duration::from_secs(5);
+        LinkOptions { pages: 16_384, request_queues: 1, poll_us: 50, patience, reconnect: None }
     }
 }
 
 /// A link to a vhost-user-fs server, over its socket.
 ///
 /// A thread for each queue brings the answers, and one watches the connection: when the server hangs up, or breaks the
-/// rules, the link ends, and the receiver is told so once.
+/// rules, the link ends, and the receiver is told so once. With [`LinkOptions::reconnect`] a server that hangs up is
+/// looked for again first.
 pub struct VhostUserLink {
     shared: Arc<Shared>,
-    server: Mutex<Option<Server>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     options: LinkOptions,
-    watched: OwnedFd,
 }
 
 struct Shared {
+    /// `None` once the link is closed.
+    server: Mutex<Option<Server>>,
+    socket: PathBuf,
+    options: LinkOptions,
     memory: Arc<Memory>,
     queues: Vec<Queue>,
+    /// If there may be another server.
+    inflight: Option<Inflight>,
     /// How long to look for answers, for each queue.
     looks: Vec<Look>,
     /// Where the pages begin in memory.
@@ -74,31 +86,30 @@ struct Shared {
 impl VhostUserLink {
     /// Connects to the server that listens at `socket`.
     pub fn connect(socket: impl AsRef<Path>, options: LinkOptions) -> Result<VhostUserLink, ConnectError> {
-        let mut server = Server::greet(socket.as_ref(), options.patience, options.request_queues.max(1))?;
+        let (most_queues, go_on) = (options.request_queues.max(1), options.reconnect.is_some());
+        let mut server = Server::greet(socket.as_ref(), options.patience, most_queues, go_on)?;
         let count = usize::from(server.request_queues()) + 1;
         let pages = count * QUEUE_BYTES;
         let memory = Arc::new(Memory::new(pages + options.pages as usize * PAGE_BYTES)?);
         let new_queue =
             |index| Queue::new(Arc::clone(&memory), index * QUEUE_BYTES, pages, server.event_idx());
         let queues = (0..count).map(new_queue).collect::<io::Result<Vec<_>>>()?;
-        server.start(&memory, &queues)?;
+        let inflight = go_on.then(|| server.make_inflight(&queues)).transpose()?;
+        server.start(&memory, &queues, inflight.as_ref())?;
         let shared = Shared {
+            server: Mutex::new(Some(server)),
+            socket: socket.as_ref().to_owned(),
+            options,
             memory,
             queues,
+            inflight,
             looks: (0..count).map(|_| Look::new(options.poll_us)).collect(),
             pages,
             receiver: OnceLock::new(),
             ended: AtomicBool::new(false),
             end: EventFd::new(EFD_NONBLOCK)?,
         };
-        let watched = server.socket()?;
-        Ok(VhostUserLink {
-            shared: Arc::new(shared),
-            server: Mutex::new(Some(server)),
-            threads: Mutex::default(),
-            options,
-            watched,
-        })
+        Ok(VhostUserLink { shared: Arc::new(shared), threads: Mutex::default(), options })
     }
 
     /// Request queues in use.
@@ -108,7 +119,7 @@ impl VhostUserLink {
 
     /// Who serves: the process that listened at the socket.
     pub fn server_process(&self) -> io::Result<rustix::process::Pid> {
-        Ok(rustix::net::sockopt::socket_peercred(&self.watched)?.pid)
+        Ok(rustix::net::sockopt::socket_peercred(self.shared.watched()?)?.pid)
     }
 
     /// Returns when the link has ended: the server has gone or broken the rules, or this side has closed it.
@@ -183,9 +194,9 @@ impl Link for VhostUserLink {
                 Err(error) => self.shared.end(&format!("no thread could be started: {error}")),
             }
         }
-        let (shared, watched) = (Arc::clone(&self.shared), self.watched.try_clone());
+        let (shared, watched) = (Arc::clone(&self.shared), self.shared.watched());
         let watcher = thread::Builder::new().name("ashore-watch".into());
-        match watched.and_then(|watched| watcher.spawn(move || shared.watch(&watched))) {
+        match watched.and_then(|watched| watcher.spawn(move || shared.watch(watched))) {
             Ok(thread) => threads.push(thread),
             Err(error) => self.shared.end(&format!("the connection cannot be watched: {error}")),
         }
@@ -205,7 +216,7 @@ impl Link for VhostUserLink {
 
     fn close(&self) {
         self.shared.queues.iter().for_each(Queue::close);
-        let mut server = self.server.lock().take();
+        let mut server = self.shared.server.lock().take();
         if server.is_some() && !self.is_ours(thread::current().id()) {
             self.await_idle_queues();
         }
@@ -340,16 +351,67 @@ impl Shared {
 
     /// Ends the link when the server hangs up. It says nothing on the connection unless asked, so whatever comes
     /// while nobody asks is its end.
-    fn watch(&self, socket: &OwnedFd) {
+    fn watch(&self, mut socket: OwnedFd) {
         loop {
             let ready = wait_for([socket.as_fd(), borrow(&self.end)], PollFlags::RDHUP);
             if ready[1] || self.has_ended() {
                 return;
             }
             if ready[0] {
-                return self.end("the server has hung up");
+                match self.options.reconnect.and_then(|patience| self.reconnect(patience)) {
+                    Some(next) => socket = next,
+                    None => return self.end("the server has hung up"),
+                }
             }
         }
+    }
+
+    fn watched(&self) -> io::Result<OwnedFd> {
+        self.server.lock().as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?.socket()
+    }
+
+    /// Waits for a server at the same socket, and goes on with it. `None`: none came in time, or one that is another.
+    ///
+    /// Nothing is sent again, and no ring changes: the server takes what it finds in flight. The one before it does nothing
+    /// any more, for the connection of a process is closed when all its threads have left the memory that they share.
+    fn reconnect(&self, patience: Duration) -> Option<OwnedFd> {
+        tracing::warn!("the server has hung up; it is tried to reach it again for {patience:?}");
+        let begun = Instant::now();
+        while !self.has_ended() && begun.elapsed() < patience {
+            match self.go_on() {
+                Ok(socket) => {
+                    tracing::info!("the server is back after {:?}", begun.elapsed());
+                    return Some(socket);
+                }
+                Err(error @ ConnectError::Lacks { .. }) => {
+                    tracing::error!("the server is back, and is another: {error}");
+                    return None;
+                }
+                Err(error) => tracing::debug!("not yet: {error}"),
+            }
+            thread::sleep(RECONNECT_PAUSE);
+        }
+        None
+    }
+
+    fn go_on(&self) -> Result<OwnedFd, ConnectError> {
+        let queues = self.queues.len() as u16 - 1;
+        let mut server = Server::greet(&self.socket, self.options.patience, queues, true)?;
+        if server.request_queues() != queues
+            || self.queues.iter().any(|queue| queue.event_idx() != server.event_idx())
+        {
+            let feature = "the queues and features that the server before it had";
+            return Err(ConnectError::Lacks { path: self.socket.clone(), feature });
+        }
+        // Should it fail half way, we hang up, which the server takes for our leave.
+        server.start(&self.memory, &self.queues, self.inflight.as_ref())?;
+        let socket = server.socket()?;
+        let mut current = self.server.lock();
+        // Closed meanwhile: nobody needs it any more.
+        if current.is_some() {
+            *current = Some(server);
+        }
+        Ok(socket)
     }
 
     fn end(&self, why: &str) {

@@ -258,6 +258,11 @@ impl Queue {
         self.reaping.try_lock_for(time)
     }
 
+    /// Whether both sides say when they are to be woken.
+    pub(super) fn event_idx(&self) -> bool {
+        self.event_idx
+    }
+
     /// As [`Queue::wait_for_reaping`], without waiting.
     pub(super) fn try_reaping(&self) -> Option<MutexGuard<'_, ()>> {
         self.reaping.try_lock()

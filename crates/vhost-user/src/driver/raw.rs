@@ -23,6 +23,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ashore_wire::abi::{AttrOut, EntryOut, InitOut, OUT_HEADER_SIZE, OpenOut, WriteOut};
@@ -101,6 +102,8 @@ pub struct RawConnection {
     inbox: Arc<Inbox>,
     sender: Sender,
     patience: Option<Duration>,
+    /// The next number of a request without an answer.
+    told: AtomicU64,
 }
 
 impl RawConnection {
@@ -114,7 +117,7 @@ impl RawConnection {
         let inbox = Arc::new(Inbox::default());
         link.start(Arc::clone(&inbox) as Arc<dyn Receiver>);
         let sender = Sender { pid: std::process::id(), ..Sender::default() };
-        RawConnection { link, inbox, sender, patience: None }
+        RawConnection { link, inbox, sender, patience: None, told: AtomicU64::new(2) }
     }
 
     /// Gives up waiting for an answer after some time.
@@ -142,7 +145,7 @@ impl RawConnection {
             Opcode::Setlkw | Opcode::Syncfs | Opcode::Fsync | Opcode::Fsyncdir | Opcode::Destroy
         );
         let sent = Sent { id, has_target: call.target.is_some(), slow };
-        if self.link.submit(message(id, self.sender, call)).is_err() {
+        if self.link.submit(message(id, RequestId(id), self.sender, call)).is_err() {
             self.inbox.end();
             self.inbox.take(id);
             return Err(RawError::Closed);
@@ -152,7 +155,8 @@ impl RawConnection {
 
     /// Sends a request that has no answer: FORGET, INTERRUPT and their like.
     pub fn tell(&self, call: Call) -> Result<(), RawError> {
-        self.link.submit(message(0, self.sender, call)).map_err(|_| RawError::Closed)
+        let unique = RequestId(ONE_WAY | self.told.fetch_add(2, Ordering::Relaxed));
+        self.link.submit(message(0, unique, self.sender, call)).map_err(|_| RawError::Closed)
     }
 
     /// Waits for an answer.
@@ -398,11 +402,12 @@ fn answer(sent: &Sent, completion: Completion) -> Result<Answer, RawError> {
     Ok(Answer { in_place, body: reply })
 }
 
-fn message(id: u64, sender: Sender, call: Call) -> Message {
+/// `id` is 0 where nobody waits for an answer.
+fn message(id: u64, unique: RequestId, sender: Sender, call: Call) -> Message {
     let payload = call.payload.map_or(0, |pages| pages.bytes);
     Message {
         id,
-        head: call.head.finish(RequestId(id), sender, payload),
+        head: call.head.finish(unique, sender, payload),
         payload: call.payload.map_or_else(Vec::new, segments),
         reply_room: call.reply_room,
         target: call.target.map_or_else(Vec::new, segments),
@@ -452,6 +457,8 @@ enum State {
 /// Ids are even, as Linux's are: above the slot stands how often it was used.
 const SLOT_SHIFT: u32 = 1;
 const USE_SHIFT: u32 = 17;
+/// In the ids of requests without an answer.
+const ONE_WAY: u64 = 1 << 63;
 
 fn slot_of(id: u64) -> usize {
     (id >> SLOT_SHIFT) as usize & 0xffff
