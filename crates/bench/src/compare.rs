@@ -1,12 +1,13 @@
-//! Two servers in turns, on the same files.
+//! Two servers in turns, on the same files; or two directories.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::native::Native;
 use crate::process::Server;
 use crate::report::{Cell, Report};
-use crate::{BenchArguments, measure_cached, measure_requests};
+use crate::{BenchArguments, measure_cached, measure_calls, measure_requests};
 
 pub(crate) fn compare(arguments: &BenchArguments, a: &str, b: &str) -> Result<Report> {
     let (share, elsewhere) = (arguments.scratch()?, tempfile::tempdir()?);
@@ -31,4 +32,12 @@ pub(crate) fn compare(arguments: &BenchArguments, a: &str, b: &str) -> Result<Re
         rounds.push([measure(a, 2 * round)?, measure(b, 2 * round + 1)?]);
     }
     Ok(Report::of_two([a, b], rounds))
+}
+
+pub(crate) fn compare_directories(arguments: &BenchArguments, a: &Path, b: &Path) -> Result<Report> {
+    let natives = [Native::prepare(a)?, Native::prepare(b)?];
+    let rounds = (0..arguments.rounds.max(1))
+        .map(|_| Ok([measure_calls(arguments, &natives[0])?, measure_calls(arguments, &natives[1])?]))
+        .collect::<Result<_>>()?;
+    Ok(Report::of_two([&a.display().to_string(), &b.display().to_string()], rounds))
 }

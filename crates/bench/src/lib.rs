@@ -57,13 +57,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArguments {
     /// Measure the server that listens at this socket
-    #[arg(long, value_name = "PATH", required_unless_present = "compare", conflicts_with = "compare")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["compare", "path"])]
     pub socket: Option<PathBuf>,
 
     /// Compare two servers, started by these commands in turns. {dir} and {socket} stand for the shared directory and
     /// the socket; without them, --shared-dir and --socket-path are appended
-    #[arg(long, num_args = 2, value_names = ["CMD_A", "CMD_B"])]
+    #[arg(long, num_args = 2, value_names = ["CMD_A", "CMD_B"], conflicts_with_all = ["socket", "path"])]
     pub compare: Vec<String>,
+
+    /// Measure a directory, a mount for example, by system calls; given twice, both in turns
+    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
+    pub path: Vec<PathBuf>,
 
     /// Where to make the shared directory of --compare, and the files for the native column
     #[arg(long, value_name = "DIR")]
@@ -129,9 +133,13 @@ impl BenchArguments {
     /// A directory for files of ours, removed in the end.
     fn scratch(&self) -> Result<tempfile::TempDir> {
         let parent = self.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let made = tempfile::Builder::new().prefix("ashore-bench-").tempdir_in(&parent);
-        made.with_context(|| format!("no directory can be made in {}; try another --dir", parent.display()))
+        scratch_in(&parent).context("try another --dir")
     }
+}
+
+fn scratch_in(parent: &Path) -> Result<tempfile::TempDir> {
+    let made = tempfile::Builder::new().prefix("ashore-bench-").tempdir_in(parent);
+    made.with_context(|| format!("no directory can be made in {}", parent.display()))
 }
 
 /// Measures; what was measured is the report.
@@ -140,10 +148,15 @@ pub fn run(arguments: &BenchArguments) -> Result<Report> {
         let names = ROWS.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
         bail!("--only names no row; there are: {names}");
     }
-    let mut report = match (&arguments.socket, arguments.compare.as_slice()) {
-        (Some(socket), _) => one_server(arguments, socket)?,
-        (None, [a, b]) => compare::compare(arguments, a, b)?,
-        (None, _) => bail!("name a --socket, or two commands to --compare"),
+    let paths: Vec<&Path> = arguments.path.iter().map(PathBuf::as_path).collect();
+    let mut report = match (&arguments.socket, arguments.compare.as_slice(), paths.as_slice()) {
+        (Some(socket), _, _) => one_server(arguments, socket)?,
+        (None, [a, b], _) => compare::compare(arguments, a, b)?,
+        (None, _, [path]) => {
+            Report::of_one(&path.display().to_string(), measure_calls(arguments, &Native::prepare(path)?)?)
+        }
+        (None, _, [a, b]) => compare::compare_directories(arguments, a, b)?,
+        _ => bail!("name a --socket, two commands to --compare, or one --path or two"),
     };
     if !arguments.no_native {
         report.add_native(&measure_native(arguments)?);
@@ -219,14 +232,19 @@ fn connect(arguments: &BenchArguments, socket: &Path) -> Result<(RawConnection, 
 }
 
 fn measure_native(arguments: &BenchArguments) -> Result<Vec<Cell>> {
-    let scratch = arguments.scratch()?;
-    let native = Native::prepare(scratch.path()).context("files for the native column")?;
+    let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    measure_calls(arguments, &Native::prepare(&parent).context("try another --dir")?)
+}
+
+/// Measures those of the chosen rows that can be done by system calls.
+fn measure_calls(arguments: &BenchArguments, native: &Native) -> Result<Vec<Cell>> {
     let meter = Meter::new(arguments.row_time(), None);
     let mut cells = Vec::new();
-    for row in arguments.chosen() {
+    // What a client with a cache of its own is held against stands among the others already.
+    let twice = |row: &Row| !arguments.path.is_empty() && matches!(row.measure, Measure::Cached(_));
+    for row in arguments.chosen().into_iter().filter(|row| !twice(row)) {
         if let Some(measure) = row.native {
-            let sample =
-                measure(&native, &meter).with_context(|| format!("measuring {} natively", row.name))?;
+            let sample = measure(native, &meter).with_context(|| format!("measuring {}", row.name))?;
             cells.push(Cell { name: row.name, unit: row.unit, sample: Ok(sample) });
         }
     }

@@ -9,9 +9,11 @@ use std::thread;
 use anyhow::Result;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags, openat, statx, syncfs as sync_file_system};
 use rustix::io::Errno;
+use tempfile::TempDir;
 
 use crate::meter::{Meter, Sample};
 use crate::rows::KIB_4;
+use crate::scratch_in;
 use crate::tree::{BIG_BYTES, MANY_NAMES, SMALL_FILES, SYNCS_AT_ONCE, WALK_DIRECTORIES, WALK_FILES};
 
 /// Rounds that each thread makes before all meet again.
@@ -26,10 +28,14 @@ pub(crate) struct Native {
     walk: File,
     sync: Vec<File>,
     scratch: File,
+    _folder: TempDir,
 }
 
 impl Native {
-    pub(crate) fn prepare(root: &Path) -> Result<Native> {
+    /// Makes the files in a directory of their own below `parent`, which goes when this is dropped.
+    pub(crate) fn prepare(parent: &Path) -> Result<Native> {
+        let folder = scratch_in(parent)?;
+        let root = folder.path();
         let directory = |name: &str| -> Result<File> {
             fs::create_dir(root.join(name))?;
             Ok(File::open(root.join(name))?)
@@ -57,7 +63,7 @@ impl Native {
             (0..SYNCS_AT_ONCE).map(|number| open(format!("sync/{number}"))).collect::<Result<_, _>>()?;
         sync_file_system(&sync)?;
         let small_file = open("small/0".to_owned())?;
-        Ok(Native { small, small_file, big, many, walk, sync: files, scratch })
+        Ok(Native { small, small_file, big, many, walk, sync: files, scratch, _folder: folder })
     }
 }
 

@@ -171,11 +171,18 @@ fn write_row(f: &mut fmt::Formatter<'_>, row: &ReportRow, servers: usize) -> fmt
             write!(f, " {:>11} {:>9} {:>8}", "failed", "-", "-")?;
             continue;
         };
-        let resident_mib = sample.server_resident_kib as f64 / 1024.0;
-        write!(f, " {:>11} {:>9.2} {resident_mib:>8.1}", grouped(sample.rate()), sample.cpu_us())?;
+        write!(f, " {:>11}", grouped(sample.rate()))?;
+        // Which process serves a directory nobody says.
+        if sample.server_resident_kib == 0 {
+            write!(f, " {:>9} {:>8}", "-", "-")?;
+        } else {
+            let resident_mib = sample.server_resident_kib as f64 / 1024.0;
+            write!(f, " {:>9.2} {resident_mib:>8.1}", sample.cpu_us())?;
+        }
     }
     if let Some([rate, cpu]) = row.ratios {
-        write!(f, " {rate:>8.2} {cpu:>8.2}")?;
+        write!(f, " {rate:>8.2}")?;
+        if cpu.is_finite() { write!(f, " {cpu:>8.2}")? } else { write!(f, " {:>8}", "-")? }
     } else if servers == 2 {
         write!(f, " {:>8} {:>8}", "-", "-")?;
     }

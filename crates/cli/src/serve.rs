@@ -296,6 +296,7 @@ pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     virtiofsd::apply_older_spelling(&mut arguments)?;
     logging::start_for_server(arguments.log_level, arguments.virtiofsd.syslog);
     arguments.hint();
+    arguments.make_paths_absolute();
     prepare_process();
     isolation::limit_open_files(arguments.isolation.rlimit_nofile);
     let id_maps = arguments.id_maps()?;
@@ -371,7 +372,7 @@ fn serve_inside(
         .context("no signs of life can be given")?;
     confined.finish()?;
     println!("{}", arguments.ready_line(shared_dir));
-    manager.ready(&format!("sharing {}", absolute(shared_dir).display()));
+    manager.ready(&format!("sharing {}", shared_dir.display()));
 
     loop {
         let ended = device.serve(&listener);
@@ -416,6 +417,13 @@ impl ServeArguments {
                 "--writeback: guests with Linux 6.18.21, 6.19.11, 7.0 or later return from sync(2) before all they \
                  wrote was sent; fsync(2) is right everywhere"
             );
+        }
+    }
+
+    /// In its sandbox the process is elsewhere, and may not ask where.
+    fn make_paths_absolute(&mut self) {
+        for path in [&mut self.shared_dir, &mut self.socket_path] {
+            *path = path.take().map(|path| std::path::absolute(&path).unwrap_or(path));
         }
     }
 
@@ -530,7 +538,7 @@ impl ServeArguments {
             "ashore: ready, sharing {} at {socket}; QEMU: -object memory-backend-memfd,id=mem,size=RAM,share=on \
              -machine memory-backend=mem -chardev socket,id=ashore,path={socket} \
              -device vhost-user-fs-pci,chardev=ashore,tag={tag}{queues}; in the guest: mount -t virtiofs {tag} /mnt",
-            absolute(shared_dir).display(),
+            shared_dir.display(),
         )
     }
 }
@@ -546,8 +554,4 @@ pub(crate) fn prepare_process() {
     {
         tracing::warn!("the server's supplementary groups could not be dropped: {error}");
     }
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -139,6 +139,20 @@ fn namespaces(process: &Path) -> Vec<PathBuf> {
     ["mnt", "pid", "net", "user"].map(|name| fs::read_link(process.join("ns").join(name)).unwrap()).into()
 }
 
+/// In the sandbox the working directory is another.
+#[test]
+fn a_share_and_a_socket_may_be_named_relatively() {
+    let world = World::new();
+    let mut command = Command::new(world.path("ashore"));
+    command.args(["serve", "--shared-dir", "share", "--socket-path", "socket"]).current_dir(world.path(""));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let server = Running::start(command);
+    let client = ashore_client::Client::connect(world.path("socket")).unwrap();
+    assert_eq!(client.read("file").unwrap(), b"from the host");
+    client.unmount().unwrap();
+    assert_eq!(server.ended().0, Some(0));
+}
+
 #[test]
 fn by_default_it_sees_its_share_alone_and_may_do_little() {
     let world = World::new();

@@ -30,13 +30,14 @@ const O_RDWR: u32 = 2;
 
 struct Place {
     directory: TempDir,
+    sandbox: &'static str,
 }
 
 impl Place {
     fn new() -> Place {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("share")).unwrap();
-        Place { directory }
+        Place { directory, sandbox: "namespace" }
     }
 
     fn path(&self, name: &str) -> String {
@@ -46,7 +47,14 @@ impl Place {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ashore"));
         command.args(["serve", "--shared-dir", &self.path("share"), "--socket-path", &self.path("socket")]);
-        command.args(["--state-file", &self.path("state"), "--sandbox", "none", "--num-request-queues", "2"]);
+        command.args([
+            "--state-file",
+            &self.path("state"),
+            "--sandbox",
+            self.sandbox,
+            "--num-request-queues",
+            "2",
+        ]);
         command.args(["--log-level", "error"]).env_remove("RUST_LOG").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -157,7 +165,8 @@ fn check(share: &str, worker: usize, rounds: u64) {
 
 #[test]
 fn killed_a_hundred_times_under_load_it_loses_nothing_and_does_nothing_twice() {
-    let place = Place::new();
+    // One process, which is the one that is killed.
+    let place = Place { sandbox: "none", ..Place::new() };
     let mut server = place.serve();
     let raw = RawConnection::connect(place.path("socket"), link()).unwrap().with_patience(PATIENCE);
     raw.init(LINUX_FLAGS).unwrap();

@@ -31,6 +31,7 @@ fn every_row_is_measured_and_the_share_is_left_as_it_was() {
     let arguments = BenchArguments {
         socket: Some(socket),
         compare: Vec::new(),
+        path: Vec::new(),
         dir: None,
         seconds: 0.01,
         rounds: 1,
@@ -53,4 +54,31 @@ fn every_row_is_measured_and_the_share_is_left_as_it_was() {
     }
     serving.join().unwrap();
     assert_eq!(std::fs::read_dir(share.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn two_directories_are_compared_and_left_as_they_were() {
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let arguments = BenchArguments {
+        socket: None,
+        compare: Vec::new(),
+        path: directories.iter().map(|directory| directory.path().to_owned()).collect(),
+        dir: None,
+        seconds: 0.01,
+        rounds: 2,
+        only: vec!["READ 4 KiB".to_owned(), "CREATE".to_owned()],
+        queues: 1,
+        poll_us: 0,
+        no_pin: true,
+        no_native: false,
+    };
+    let report = ashore_bench::run(&arguments).unwrap();
+    let names: Vec<_> = report.rows.iter().map(|row| row.name).collect();
+    assert_eq!(names, ["READ 4 KiB", "READ 4 KiB depth 16", "CREATE+WRITE+RELEASE+UNLINK"]);
+    for row in &report.rows {
+        assert!(row.ratios.unwrap()[0] > 0.0 && row.native_rate.unwrap() > 0.0, "{row:?}");
+    }
+    for directory in directories {
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
 }

@@ -185,6 +185,8 @@ impl Broken {
                 self.known(node)?;
                 for _ in 0..self.shared.syncs_wanted.swap(0, Ordering::SeqCst).max(1) {
                     rustix::fs::syncfs(&self.root).map_err(|_| Errno::EIO)?;
+                    // So that who looks on sees one after the other, also from a busy processor.
+                    sleep(Duration::from_millis(4));
                 }
                 Ok(())
             }
