@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use vm_memory::mmap::MmapRegion;
@@ -80,6 +80,11 @@ impl Region {
     /// Stores a number at this offset; `None` if it is not inside, or not aligned.
     pub(crate) fn store<T: AtomicAccess>(&self, offset: usize, value: T, order: Ordering) -> Option<()> {
         self.mapping.as_volatile_slice().store(value, offset, order).ok()
+    }
+
+    /// The byte at this offset; `None` if it is not inside.
+    pub(crate) fn byte(&self, offset: usize) -> Option<&AtomicU8> {
+        self.mapping.get_atomic_ref(offset).ok()
     }
 
     /// Our pointer to `len` bytes at the address that is `offset` bytes into the region; `None` if they are not
@@ -178,6 +183,14 @@ impl GuestMap {
             done += len;
         }
         Ok(bytes)
+    }
+
+    /// The guest address of what a pointer of [`GuestMap::add_to`] leads to.
+    fn guest_address(&self, pointer: *const u8) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = pointer.addr().checked_sub(region.mapping.as_ptr().addr())? as u64;
+            (offset < region.place.len).then(|| region.place.guest + offset)
+        })
     }
 
     fn region_at(&self, address: u64) -> Option<(&Region, u64)> {
@@ -312,6 +325,15 @@ impl Spans {
             each(piece.iov_base.cast::<u8>().wrapping_add(skip), here);
             (skip, left) = (0, left - here);
         }
+    }
+
+    /// Calls `each` with the guest addresses and lengths of the first `len` bytes; `map` is the one that they are from.
+    pub(crate) fn guest_addresses(&self, map: &GuestMap, len: usize, mut each: impl FnMut(u64, u64)) {
+        self.pieces(0, len, |pointer, len| {
+            if let Some(address) = map.guest_address(pointer) {
+                each(address, len as u64);
+            }
+        });
     }
 
     /// Lends the first `len` bytes (all, if there are fewer) in the form system calls take.

@@ -28,7 +28,8 @@ use driver::*;
 
 const SOON: Duration = Duration::from_secs(20);
 const MOMENT: Duration = Duration::from_millis(50);
-const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
+const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | LOG_ALL;
+const LOG_ALL: u64 = 1 << 26;
 
 type Served = JoinHandle<Result<Ended, ServeError>>;
 
@@ -68,7 +69,7 @@ fn greet(socket: UnixStream) -> Frontend {
     assert_eq!(vmm.get_features().unwrap(), FEATURES);
     vmm.set_features(FEATURES).unwrap();
     let offered = vmm.get_protocol_features().unwrap();
-    let always = P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::CONFIG;
+    let always = P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::CONFIG | P::LOG_SHMFD;
     assert_eq!(offered & !P::INFLIGHT_SHMFD, always);
     vmm.set_protocol_features(offered).unwrap();
     vmm.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);

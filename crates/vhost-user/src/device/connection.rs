@@ -12,6 +12,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, VhostUserBackendReqHandlerMut, VhostUserVirtioFeatures};
 
 use super::counters::Counters;
+use super::dirty_log::DirtyLog;
 use super::inflight::{InflightError, InflightMemory};
 use super::options::DeviceOptions;
 use super::ring::RingPlace;
@@ -19,11 +20,13 @@ use super::vring::{StartError, Surroundings, Vring};
 use super::{QueueIndex, ring};
 use crate::memory::{GuestMap, MEMORY_REGIONS_MAX, Memory, MemoryError, Region, RegionPlace};
 
+/// Writes to guest memory are marked, while a VMM that has a log acknowledges this.
+const LOG_ALL: u64 = 1 << 26;
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-const FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | PROTOCOL_FEATURES;
+const FEATURES: u64 = LOG_ALL | INDIRECT_DESC | EVENT_IDX | VERSION_1 | PROTOCOL_FEATURES;
 
 /// Bytes of configuration space a VMM may ask for; what is beyond ours reads as zero.
 const CONFIG_BYTES_MAX: usize = 256;
@@ -62,6 +65,7 @@ pub(crate) struct Connection {
     memory: Arc<Memory>,
     vrings: Vec<Vring>,
     inflight: Option<Arc<InflightMemory>>,
+    log: Option<Arc<DirtyLog>>,
     features: u64,
     on_reset: Arc<dyn Fn() + Send + Sync>,
     /// Protocol features were agreed, which is the end of the introduction.
@@ -84,6 +88,7 @@ impl Connection {
             memory: Arc::default(),
             vrings: counters.iter().enumerate().map(vring).collect(),
             inflight: None,
+            log: None,
             features: 0,
             on_reset: Arc::clone(&surroundings.on_reset),
             introduced: false,
@@ -132,10 +137,30 @@ impl Connection {
         }
         self.features = features;
         self.started |= self.introduced;
+        self.tell_log();
         // Without the message that enables a ring, a ring is enabled.
         if features & PROTOCOL_FEATURES == 0 {
             self.vrings.iter_mut().for_each(|vring| vring.set_enabled(true));
         }
+        Ok(())
+    }
+
+    /// A VMM begins and ends to log while the queues run.
+    fn tell_log(&mut self) {
+        let data = self.features & LOG_ALL != 0;
+        self.vrings.iter_mut().for_each(|vring| vring.set_log(self.log.as_ref(), data));
+    }
+
+    fn place_vring(
+        &mut self,
+        index: u32,
+        place: RingPlace,
+        used_ring_log: Option<u64>,
+    ) -> Result<(), Refusal> {
+        if !self.vring(index)?.set_place(place, used_ring_log) {
+            return Err(Refusal::Running(QueueIndex(index as u16)));
+        }
+        self.tell_log();
         Ok(())
     }
 
@@ -217,7 +242,8 @@ impl VhostUserBackendReqHandlerMut for Connection {
         use VhostUserProtocolFeatures as P;
         let config = if self.options.tag.is_some() { P::CONFIG } else { P::empty() };
         let inflight = if self.options.keep_inflight { P::INFLIGHT_SHMFD } else { P::empty() };
-        Ok(P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | config | inflight)
+        let always = P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::LOG_SHMFD;
+        Ok(always | config | inflight)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Answer<()> {
@@ -266,15 +292,16 @@ impl VhostUserBackendReqHandlerMut for Connection {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Answer<()> {
         self.started = true;
         let place = RingPlace { descriptors, available, used };
-        answer("SET_VRING_ADDR", self.idle_vring(index).map(|vring| vring.set_place(place)))
+        let used_ring_log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        answer("SET_VRING_ADDR", self.place_vring(index, place, used_ring_log))
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Answer<()> {
@@ -354,7 +381,12 @@ impl VhostUserBackendReqHandlerMut for Connection {
         Err(NOT_OFFERED)
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Answer<()> {
-        Err(NOT_OFFERED)
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Answer<()> {
+        // There is no way to refuse this in the protocol: a VMM that believed in the log would lose what we write.
+        let mapped = DirtyLog::map(log.mmap_size, log.mmap_offset, file).map_err(Refusal::from);
+        let log = answer("SET_LOG_BASE", mapped).map_err(|_| Error::InvalidParam)?;
+        self.log = Some(Arc::new(log));
+        self.tell_log();
+        Ok(())
     }
 }

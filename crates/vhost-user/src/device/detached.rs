@@ -72,6 +72,7 @@ impl DeviceQueue {
             poll_us: 0,
             empty_handed: Arc::default(),
             inflight: None,
+            marks: None,
         })?);
         backlog.add(shared.clone());
         Ok((DeviceQueue::new(shared.clone(), VecDeque::new())?, DetachedQueue { shared, backlog }))

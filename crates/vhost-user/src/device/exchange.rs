@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::memory::{GuestMap, Spans};
 
 use super::chain::{ChainBytes, ChainError};
+use super::dirty_log::DirtyLog;
 use super::ring::Ring;
 use super::shared::Shared;
 use super::transfer;
@@ -143,6 +144,14 @@ impl Slot {
         header.len
     }
 
+    /// Marks what was written to guest memory, after it was.
+    pub(crate) fn mark_written(&self, log: &DirtyLog, header_written: bool) {
+        let Bulk { map: Some(map), bytes, header, filled } = &self.bulk else { return };
+        let header_bytes = if header_written { OUT_HEADER_SIZE } else { 0 };
+        header.guest_addresses(map, header_bytes, |address, len| log.mark(address, len));
+        bytes.writable.guest_addresses(map, *filled, |address, len| log.mark(address, len));
+    }
+
     /// Lets go of the guest's memory and of what was unusually large.
     pub(crate) fn recycle(&mut self) {
         self.head.clear();
@@ -184,12 +193,15 @@ pub struct Bulk {
     bytes: ChainBytes,
     /// Room for the out header, as much of it as there is.
     header: Spans,
+    /// Bytes of the body, from its beginning, that may have been written.
+    filled: usize,
 }
 
 impl Bulk {
     fn clear(&mut self) {
         self.bytes.clear();
         self.header.clear();
+        self.filled = 0;
         self.map = None;
     }
 }
@@ -225,6 +237,7 @@ impl ReplyBody for Bulk {
             return Err(NoRoom);
         }
         self.bytes.writable.copy_from(position, bytes);
+        self.filled = self.filled.max(end);
         Ok(())
     }
 
@@ -235,6 +248,8 @@ impl ReplyBody for Bulk {
         len: usize,
         mode: TransferMode,
     ) -> io::Result<usize> {
+        // All of it, also if fewer bytes come or it fails in the middle: a disk may have written whole blocks.
+        self.filled = self.filled.max(len);
         transfer::read_from_file(&mut self.bytes.writable, file, offset, len, mode)
     }
 }

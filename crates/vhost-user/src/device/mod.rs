@@ -12,6 +12,7 @@
 //!           Shared         shared.rs       what both need: the used ring, notifications, draining
 //!             chain.rs     walks and checks the descriptors of one request
 //!             ring.rs      the rings in guest memory: all pointers into them
+//!             dirty_log.rs which pages we wrote to, for a VMM that copies them elsewhere meanwhile
 //!             inflight.rs  what was taken and not given back, for the server that comes after one that was killed
 //! ```
 
@@ -20,6 +21,7 @@ mod chain;
 mod connection;
 mod counters;
 mod detached;
+mod dirty_log;
 mod exchange;
 mod fds;
 mod inflight;

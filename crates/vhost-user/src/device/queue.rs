@@ -96,7 +96,7 @@ impl DeviceQueue {
         let look = Look::new(if shared.index().is_hiprio() { 0 } else { shared.poll_us });
         let available = (next as u16).wrapping_add(again.len() as u16);
         let complaints = Complaints::default();
-        shared.ring.disable_kicks();
+        shared.disable_kicks();
         Ok(DeviceQueue {
             shared,
             next,
@@ -211,7 +211,7 @@ impl DeviceQueue {
             return;
         }
         // Whether the guest was asked before or after it looked, one of us notices: see `enable_kicks`.
-        if !self.shared.ring.enable_kicks(next) {
+        if !self.shared.enable_kicks(next) {
             let kicked = self.sleep();
             self.shared.counters.wake_ups.add_one();
             self.look.woken();
@@ -221,7 +221,7 @@ impl DeviceQueue {
             // Memory may have been taken away meanwhile; not to be the one who keeps it mapped.
             self.refresh_map();
         }
-        self.shared.ring.disable_kicks();
+        self.shared.disable_kicks();
     }
 
     /// A VMM that forgot to share its guest's memory maps a copy of its own, and passes on the notifications of

@@ -154,9 +154,22 @@ impl Ring {
         u16::from_le(self.used_word(2).load(Ordering::Relaxed))
     }
 
+    /// Where in the used ring the completion at `index` stands, and how many bytes it has.
+    pub(crate) fn used_element(&self, index: u16) -> (usize, usize) {
+        (4 + 8 * usize::from(self.slot(index)), 8)
+    }
+
+    /// Where in the used ring its flags and its index stand.
+    pub(crate) const USED_HEAD: (usize, usize) = (0, 4);
+
+    /// Where in the used ring the guest finds whether to notify us.
+    pub(crate) fn used_wish(&self) -> (usize, usize) {
+        (if self.event_idx { self.avail_event() } else { 0 }, 2)
+    }
+
     /// Writes a completion into the used ring, where the guest does not look before [`Ring::publish`].
     pub(crate) fn write_used(&self, index: u16, head: u16, written: u32) {
-        let offset = 4 + 8 * usize::from(self.slot(index));
+        let (offset, _) = self.used_element(index);
         for (offset, value) in [(offset, u32::from(head)), (offset + 4, written)] {
             // SAFETY: `slot` is below the size, so both words lie in the used ring that `new` found in a mapping
             // which lives as long as self; it is aligned to u32, and 4 and 8 are multiples of that.
@@ -198,11 +211,12 @@ impl Ring {
     }
 
     /// Tells the guest that we are looking by ourselves. With EVENT_IDX nothing needs to be said: the event asked
-    /// for has passed, and is asked for again before we sleep.
-    pub(crate) fn disable_kicks(&self) {
+    /// for has passed, and is asked for again before we sleep. Returns whether something was written.
+    pub(crate) fn disable_kicks(&self) -> bool {
         if !self.event_idx {
             self.used_word(0).store(NO_NOTIFICATION.to_le(), Ordering::Relaxed);
         }
+        !self.event_idx
     }
 
     fn avail_event(&self) -> usize {

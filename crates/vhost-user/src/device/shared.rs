@@ -18,7 +18,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use ashore_wire::seam::Backlog;
@@ -27,6 +27,7 @@ use parking_lot::{Condvar, Mutex};
 use super::QueueIndex;
 use super::backlog::DeviceBacklog;
 use super::counters::Counters;
+use super::dirty_log::Marks;
 use super::exchange::{Kind, Slot};
 use super::fds::{self, Wake};
 use super::inflight::Inflight;
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     /// The thread takes nothing any more.
     ended: AtomicBool,
+    /// There are marks to make; see [`Shared::mark_wish`].
+    marking: AtomicBool,
     pub(crate) kick: Mutex<Kick>,
     /// Interrupts the thread's sleep, for whatever reason.
     pub(crate) wake: Wake,
@@ -90,6 +93,7 @@ pub(crate) struct Parts {
     pub(crate) poll_us: u32,
     pub(crate) empty_handed: Arc<AtomicBool>,
     pub(crate) inflight: Option<Inflight>,
+    pub(crate) marks: Option<Marks>,
 }
 
 #[derive(Debug)]
@@ -108,6 +112,8 @@ struct Used {
     finished: u64,
     /// Where the VMM wants to have it.
     inflight: Option<Inflight>,
+    /// Where the VMM wants to hear of what is written.
+    marks: Option<Marks>,
     /// Who defers announcements, because he comes back to make them.
     worker: Option<ThreadToken>,
     #[expect(clippy::vec_box, reason = "a slot is large, and goes from thread to thread as a pointer")]
@@ -117,7 +123,8 @@ struct Used {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> std::io::Result<Shared> {
         let Parts { index, ring, base, memory, counters, backlog, kick, call, error, poll_us, .. } = parts;
-        let Parts { empty_handed, inflight, .. } = parts;
+        let Parts { empty_handed, inflight, marks, .. } = parts;
+        let marking = AtomicBool::new(marks.is_some());
         let next = ring.used_index();
         let used = Used {
             next,
@@ -128,6 +135,7 @@ impl Shared {
             taken: 0,
             finished: 0,
             inflight,
+            marks,
             worker: None,
             slots: Vec::with_capacity(SLOTS_KEPT_MAX),
         };
@@ -144,6 +152,7 @@ impl Shared {
             position: AtomicU64::new(u64::from(base)),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            marking,
             kick: Mutex::new(kick),
             wake: Wake::new()?,
             error: Mutex::new(error),
@@ -177,7 +186,6 @@ impl Shared {
     /// Gives a request back to the guest, with `written` bytes of reply.
     pub(crate) fn complete(&self, mut slot: Box<Slot>, written: u32) {
         let quick = slot.kind() == Kind::Quick;
-        slot.recycle();
         let mut used = self.used.lock();
         if let Some(inflight) = &used.inflight {
             inflight.giving_back(slot.chain);
@@ -188,7 +196,11 @@ impl Shared {
         if let Some(inflight) = &used.inflight {
             inflight.given_back(slot.chain, used.next);
         }
+        if let Some(marks) = &used.marks {
+            self.mark(marks, &slot, used.next.wrapping_sub(1), written > 0);
+        }
         used.finished += 1;
+        slot.recycle();
         if used.slots.len() < SLOTS_KEPT_MAX {
             used.slots.push(slot);
         }
@@ -201,6 +213,52 @@ impl Shared {
         }
         if used.taken == used.finished {
             self.drained.notify_all();
+        }
+    }
+
+    /// Marks what was written for a request, and for its completion at `index`.
+    #[cold]
+    fn mark(&self, marks: &Marks, slot: &Slot, index: u16, replied: bool) {
+        if let Some(log) = marks.data() {
+            slot.mark_written(log, replied);
+        }
+        marks.used_ring(self.ring.used_element(index));
+        marks.used_ring(Ring::USED_HEAD);
+    }
+
+    /// From now on other marks are made, or none. When this returns, all that is written is either marked so, or was in
+    /// memory before.
+    pub(crate) fn set_marks(&self, marks: Option<Marks>) {
+        let mut used = self.used.lock();
+        self.marking.store(marks.is_some(), Ordering::SeqCst);
+        used.marks = marks;
+        drop(used);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Asks the guest to notify us of the request at `index`. Returns whether it is there already.
+    pub(crate) fn enable_kicks(&self, index: u16) -> bool {
+        let there = self.ring.enable_kicks(index);
+        self.mark_wish();
+        there
+    }
+
+    /// Tells the guest that we are looking by ourselves.
+    pub(crate) fn disable_kicks(&self) {
+        if self.ring.disable_kicks() {
+            fence(Ordering::SeqCst);
+            self.mark_wish();
+        }
+    }
+
+    /// What we wish of the guest is written without the lock. A full fence stands between that and this look, and another
+    /// one between the switch and what the VMM reads after it: so either we see that marks are to be made, or the VMM sees
+    /// what was written.
+    fn mark_wish(&self) {
+        if self.marking.load(Ordering::Relaxed)
+            && let Some(marks) = &self.used.lock().marks
+        {
+            marks.used_ring(self.ring.used_wish());
         }
     }
 

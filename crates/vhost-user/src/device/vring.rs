@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use super::QueueIndex;
 use super::backlog::DeviceBacklog;
 use super::counters::Counters;
+use super::dirty_log::{DirtyLog, Marks};
 use super::inflight::InflightMemory;
 use super::queue::DeviceQueue;
 use super::ring::{Ring, RingError, RingPlace};
@@ -59,6 +60,9 @@ pub(crate) struct Vring {
     counters: Arc<Counters>,
     size: u32,
     place: Option<RingPlace>,
+    /// At which guest address writes to the used ring are marked, if they are.
+    used_ring_log: Option<u64>,
+    marks: Option<Marks>,
     base: u16,
     kick: Option<Kick>,
     call: Option<OwnedFd>,
@@ -80,6 +84,8 @@ impl Vring {
             counters,
             size: 0,
             place: None,
+            used_ring_log: None,
+            marks: None,
             base: 0,
             kick: None,
             call: None,
@@ -97,8 +103,21 @@ impl Vring {
         self.size = size;
     }
 
-    pub(crate) fn set_place(&mut self, place: RingPlace) {
-        self.place = Some(place);
+    /// Where the ring is, and where writes to its used ring are marked. `false`: it runs, and cannot go elsewhere.
+    pub(crate) fn set_place(&mut self, place: RingPlace, used_ring_log: Option<u64>) -> bool {
+        if self.is_running() && self.place != Some(place) {
+            return false;
+        }
+        (self.place, self.used_ring_log) = (Some(place), used_ring_log);
+        true
+    }
+
+    /// From now on what is written is marked in this log, if there is one; what is written to buffers only if `data`.
+    pub(crate) fn set_log(&mut self, log: Option<&Arc<DirtyLog>>, data: bool) {
+        self.marks = log.and_then(|log| Marks::new(log, data, self.used_ring_log));
+        if let Some(running) = &self.running {
+            running.shared.set_marks(self.marks.clone());
+        }
     }
 
     pub(crate) fn set_base(&mut self, base: u16) {
@@ -204,6 +223,7 @@ impl Vring {
             poll_us: self.surroundings.poll_us,
             empty_handed: self.surroundings.empty_handed.clone(),
             inflight,
+            marks: self.marks.clone(),
         })?);
         if again.is_some() {
             // What was completed last may not have been announced.

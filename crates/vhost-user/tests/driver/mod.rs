@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
 use ashore_vhost_user::device::{DetachedQueue, DeviceQueue, RingLayout};
@@ -95,6 +95,11 @@ impl Shared {
         // SAFETY: `at` checked the bounds, and the target is a vector of that length.
         unsafe { std::ptr::copy(self.at(offset, len), bytes.as_mut_ptr(), len) };
         bytes
+    }
+
+    pub(crate) fn u8(&self, offset: u64) -> &AtomicU8 {
+        // SAFETY: inside the mapping, which lives as long as self.
+        unsafe { AtomicU8::from_ptr(self.at(offset, 1)) }
     }
 
     pub(crate) fn u16(&self, offset: u64) -> &AtomicU16 {
