@@ -90,7 +90,7 @@ pub struct BenchArguments {
     pub queues: u16,
 
     /// How long to look for an answer before sleeping, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 50)]
+    #[arg(long, value_name = "US", default_value_t = LinkOptions::default().poll_us)]
     pub poll_us: u32,
 
     /// Leave it to the scheduler where client and server run. Otherwise each has half of the processors, as a guest and its

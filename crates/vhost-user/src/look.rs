@@ -6,7 +6,8 @@
 //! only looking shows that looking pays again.
 //!
 //! A look that has taken a few microseconds gives way, time and again, to whatever else is to run on its processor: that may be
-//! the one that is waited for.
+//! the one that is waited for. If there was somebody, it ends: Linux puts who gives way behind them by a time slice (since
+//! 6.6), and who sleeps in front of them when he is woken.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -18,6 +19,8 @@ const PROBE_EVERY: u32 = 16;
 const LOOKS_PER_CLOCK: u32 = 32;
 /// How long to look before giving way.
 const ALONE: Duration = Duration::from_micros(5);
+/// When giving way took longer, somebody else ran meanwhile.
+const GAVE_WAY: Duration = Duration::from_micros(20);
 
 /// How long to look on one queue. Threads that look at the same time may overwrite each other's opinion; it is only one.
 #[derive(Debug)]
@@ -47,6 +50,15 @@ impl Look {
 
     /// Looks until `found`, until the time is over, or until `stop`; says whether found.
     pub(crate) fn finds(&self, found: impl Fn() -> bool, stop: impl Fn() -> bool) -> bool {
+        self.finds_unless(give_way, found, stop)
+    }
+
+    fn finds_unless(
+        &self,
+        others_run: impl Fn() -> bool,
+        found: impl Fn() -> bool,
+        stop: impl Fn() -> bool,
+    ) -> bool {
         if found() {
             return true;
         }
@@ -54,9 +66,14 @@ impl Look {
         if time_us == 0 {
             return false;
         }
-        let hit = look(Duration::from_micros(u64::from(time_us)), found, stop);
-        self.now_us.store(if hit { self.most_us } else { time_us / 2 }, Ordering::Relaxed);
-        hit
+        let seen = look(Duration::from_micros(u64::from(time_us)), others_run, found, stop);
+        let next_us = match seen {
+            Seen::Found => self.most_us,
+            Seen::Nothing => time_us / 2,
+            Seen::OthersRun => 0,
+        };
+        self.now_us.store(next_us, Ordering::Relaxed);
+        seen == Seen::Found
     }
 
     /// A thread that waits for its answer looks itself.
@@ -84,23 +101,45 @@ impl Look {
     }
 }
 
-fn look(time: Duration, found: impl Fn() -> bool, stop: impl Fn() -> bool) -> bool {
+/// What a look came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seen {
+    Found,
+    Nothing,
+    /// Others had work for this processor.
+    OthersRun,
+}
+
+fn look(
+    time: Duration,
+    others_run: impl Fn() -> bool,
+    found: impl Fn() -> bool,
+    stop: impl Fn() -> bool,
+) -> Seen {
     let begun = Instant::now();
     loop {
         let so_far = begun.elapsed();
         if so_far >= time || stop() {
-            return false;
+            return Seen::Nothing;
         }
-        if so_far > ALONE {
-            thread::yield_now();
-        }
+        let others_run = so_far > ALONE && others_run();
         for _ in 0..LOOKS_PER_CLOCK {
             if found() {
-                return true;
+                return Seen::Found;
             }
             std::hint::spin_loop();
         }
+        if others_run {
+            return Seen::OthersRun;
+        }
     }
+}
+
+/// Lets others run on this processor, if there are any; says whether there were.
+fn give_way() -> bool {
+    let begun = Instant::now();
+    thread::yield_now();
+    begun.elapsed() > GAVE_WAY
 }
 
 #[cfg(test)]
@@ -129,6 +168,20 @@ mod tests {
         let looks = AtomicU32::new(0);
         assert!(look.finds(|| looks.fetch_add(1, Ordering::Relaxed) > 0, || false));
         assert_eq!(look.time_us(), 64);
+    }
+
+    #[test]
+    fn a_look_ends_where_others_have_work_and_they_are_left_alone_for_a_while() {
+        let look = Look::new(1_000_000);
+        let begun = Instant::now();
+        assert!(!look.finds_unless(|| true, || false, || false));
+        assert!(begun.elapsed() < Duration::from_micros(500_000));
+        assert_eq!(look.time_us(), 0);
+        // What came while they ran is found.
+        let looks = AtomicU32::new(0);
+        let found = || looks.fetch_add(1, Ordering::Relaxed) >= 2 * LOOKS_PER_CLOCK;
+        let waited = Look::new(1_000_000);
+        assert!(waited.finds_unless(|| looks.load(Ordering::Relaxed) > LOOKS_PER_CLOCK, found, || false));
     }
 
     #[test]

@@ -37,7 +37,9 @@ pub struct LinkOptions {
     pub pages: u32,
     /// Request queues to use, at most; the server may offer fewer.
     pub request_queues: u16,
-    /// How long a thread looks for answers before it sleeps, at most; less where looking was in vain. 0: sleep at once.
+    /// How long a thread looks for answers before it sleeps, at most, in microseconds; less where looking was in vain, or where
+    /// others have work for its processor. 0: sleep at once. The default is long enough for 1 MiB of data and both copies of it:
+    /// a thread that sleeps until it comes takes three times as long.
     pub poll_us: u32,
     /// How long a server may take to answer while the link is made, and while it ends.
     pub patience: Duration,
@@ -49,7 +51,7 @@ pub struct LinkOptions {
 impl Default for LinkOptions {
     fn default() -> LinkOptions {
         let patience = Duration::from_secs(5);
-        LinkOptions { pages: 16_384, request_queues: 1, poll_us: 50, patience, reconnect: None }
+        LinkOptions { pages: 16_384, request_queues: 1, poll_us: 400, patience, reconnect: None }
     }
 }
 
