@@ -148,6 +148,7 @@ impl From<ConnectError> for io::Error {
             ) => error.kind(),
             ConnectError::Link(driver::ConnectError::Silent { .. }) => io::ErrorKind::TimedOut,
             ConnectError::Link(driver::ConnectError::Lacks { .. }) => io::ErrorKind::Unsupported,
+            ConnectError::Link(driver::ConnectError::StateRefused { .. }) => io::ErrorKind::Other,
             ConnectError::Link(driver::ConnectError::NotAServer { .. }) => io::ErrorKind::InvalidData,
             ConnectError::NoFileServer { error, .. } => error.kind(),
         };

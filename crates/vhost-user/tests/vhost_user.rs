@@ -206,6 +206,30 @@ fn stopping_a_queue_waits_for_its_requests() {
     served.join().unwrap().unwrap();
 }
 
+/// Aim: a queue that another server goes on with leaves nothing to it that a sync of this one had to wait for. Method: what is
+/// available is far more than the device has taken when the VMM stops it.
+#[test]
+fn stopping_a_queue_is_answered_when_all_that_was_available_has_been_done() {
+    for disable_first in [false, true] {
+        let (socket, served, _stop) = device(|_, mut queue| {
+            while let Some(exchange) = queue.next() {
+                thread::sleep(Duration::from_millis(2));
+                answer(exchange);
+            }
+        });
+        let (mut vmm, _memory, mut drivers) = running(socket);
+        (0..20).for_each(|index| send(&mut drivers[1], 2 * index, 1));
+        if disable_first {
+            vmm.set_vring_enable(1, false).unwrap();
+        }
+        let base = vmm.get_vring_base(1).unwrap();
+        assert_eq!(base, u32::from(drivers[1].available));
+        assert_eq!(std::iter::from_fn(|| drivers[1].used()).count(), 20);
+        drop(vmm);
+        served.join().unwrap().unwrap();
+    }
+}
+
 #[test]
 fn disconnecting_in_the_middle_lets_requests_finish_and_ends_all_threads() {
     let running_handlers = Arc::new(AtomicUsize::new(0));

@@ -16,6 +16,7 @@ use super::dirty_log::DirtyLog;
 use super::inflight::{InflightError, InflightMemory};
 use super::options::DeviceOptions;
 use super::ring::RingPlace;
+use super::state::{TransferError, Transfers};
 use super::vring::{StartError, Surroundings, Vring};
 use super::{QueueIndex, ring};
 use crate::memory::{GuestMap, MEMORY_REGIONS_MAX, Memory, MemoryError, Region, RegionPlace};
@@ -56,6 +57,8 @@ enum Refusal {
     #[error("{0}")]
     Inflight(#[from] InflightError),
     #[error("{0}")]
+    State(#[from] TransferError),
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
 
@@ -66,6 +69,7 @@ pub(crate) struct Connection {
     vrings: Vec<Vring>,
     inflight: Option<Arc<InflightMemory>>,
     log: Option<Arc<DirtyLog>>,
+    transfers: Transfers,
     features: u64,
     on_reset: Arc<dyn Fn() + Send + Sync>,
     /// Protocol features were agreed, which is the end of the introduction.
@@ -79,6 +83,7 @@ impl Connection {
         options: DeviceOptions,
         surroundings: Surroundings,
         counters: &[Arc<Counters>],
+        transfers: Transfers,
     ) -> Connection {
         let vring = |(index, counters): (usize, &Arc<Counters>)| {
             Vring::new(QueueIndex(index as u16), surroundings.clone(), counters.clone())
@@ -89,6 +94,7 @@ impl Connection {
             vrings: counters.iter().enumerate().map(vring).collect(),
             inflight: None,
             log: None,
+            transfers,
             features: 0,
             on_reset: Arc::clone(&surroundings.on_reset),
             introduced: false,
@@ -109,6 +115,7 @@ impl Connection {
         for vring in &mut self.vrings {
             vring.reset();
         }
+        self.transfers.reset();
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Refusal> {
@@ -125,6 +132,9 @@ impl Connection {
     }
 
     fn settle(&mut self, index: u32) -> Result<(), Refusal> {
+        if self.vring(index)?.is_about_to_start() {
+            self.transfers.allow_start()?;
+        }
         let event_idx = self.features & EVENT_IDX != 0;
         let (memory, inflight) = (self.memory.clone(), self.inflight.clone());
         let settled = self.vring(index)?.settle(&memory, inflight.as_deref(), event_idx);
@@ -243,7 +253,8 @@ impl VhostUserBackendReqHandlerMut for Connection {
         let config = if self.options.tag.is_some() { P::CONFIG } else { P::empty() };
         let inflight = if self.options.keep_inflight { P::INFLIGHT_SHMFD } else { P::empty() };
         let always = P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::LOG_SHMFD;
-        Ok(always | config | inflight)
+        let state = if self.transfers.are_offered() { P::DEVICE_STATE } else { P::empty() };
+        Ok(always | config | inflight | state)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Answer<()> {
@@ -366,15 +377,21 @@ impl VhostUserBackendReqHandlerMut for Connection {
 
     fn set_device_state_fd(
         &mut self,
-        _direction: VhostTransferStateDirection,
+        direction: VhostTransferStateDirection,
         _phase: VhostTransferStatePhase,
-        _file: File,
+        pipe: File,
     ) -> Answer<Option<File>> {
-        Err(NOT_OFFERED)
+        let running = self.vrings.iter().position(Vring::is_running);
+        let stopped = running.map_or(Ok(()), |index| Err(Refusal::Running(QueueIndex(index as u16))));
+        let begun = stopped.and_then(|()| Ok(self.transfers.begin(direction, pipe)?));
+        answer("SET_DEVICE_STATE_FD", begun).map(|()| None)
     }
 
     fn check_device_state(&mut self) -> Answer<()> {
-        Err(NOT_OFFERED)
+        self.transfers.end().map_err(|error| {
+            tracing::error!("{error}");
+            Error::ReqHandlerError(io::Error::other(error))
+        })
     }
 
     fn get_shmem_config(&mut self) -> Answer<VhostUserShMemConfig> {

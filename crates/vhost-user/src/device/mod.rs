@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!     Device::serve        connection.rs   follows the VMM's messages
+//!       a state that moves state.rs        through a pipe of the VMM's, while no queue runs
 //!       a queue's life     vring.rs        collects what they say of a queue, starts and stops its thread
 //!         DeviceQueue      queue.rs        the thread's side: take, sleep, wake
 //!           RingExchange   exchange.rs     one request: head, payload, reply, exactly one return
@@ -32,6 +33,7 @@ mod ring;
 mod serve;
 mod shared;
 mod sleeper;
+mod state;
 mod transfer;
 mod vring;
 
@@ -42,3 +44,4 @@ pub use listener::{ListenError, Listener};
 pub use options::{DeviceOptions, OptionsError, QueueIndex, Tag};
 pub use queue::DeviceQueue;
 pub use serve::{Device, DeviceError, Ended, ServeError, StopHandle};
+pub use state::{DeviceState, StateError};

@@ -70,13 +70,18 @@ impl RequestQueue for DeviceQueue {
         }
         loop {
             self.shared.set_position(self.next);
-            if self.shared.is_stopping() || self.shared.has_ended() {
+            let stopping = self.shared.is_stopping();
+            if stopping && !self.shared.has_to_catch_up(self.next as u16) || self.shared.has_ended() {
                 self.shared.announce_now();
                 return None;
             }
             match self.take() {
                 Ok(Taken::Request(exchange)) => return Some(exchange),
                 Ok(Taken::Malformed) => {}
+                Ok(Taken::Nothing) if stopping => {
+                    self.shared.announce_now();
+                    return None;
+                }
                 Ok(Taken::Nothing) => self.wait(),
                 Err(broken) => {
                     self.break_down(broken);

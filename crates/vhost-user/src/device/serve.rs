@@ -20,6 +20,7 @@ use super::fds::{self, Readiness, Wake};
 use super::listener::Listener;
 use super::options::{DeviceOptions, OptionsError};
 use super::queue::DeviceQueue;
+use super::state::{DeviceState, Transfers};
 use super::vring::Surroundings;
 use super::{QueueIndex, ring};
 
@@ -36,6 +37,7 @@ pub struct Device {
     options: DeviceOptions,
     surroundings: Surroundings,
     counters: Vec<Arc<Counters>>,
+    state: Option<Arc<dyn DeviceState>>,
     stop: Arc<Stop>,
 }
 
@@ -79,7 +81,7 @@ impl Device {
             empty_handed: Arc::default(),
         };
         let stop = Arc::new(Stop::new()?);
-        Ok(Device { options, surroundings, counters, stop })
+        Ok(Device { options, surroundings, counters, state: None, stop })
     }
 
     /// Calls `on_reset` whenever a VMM resets the device (VHOST_USER_RESET_DEVICE): a guest that reboots or crashes takes no
@@ -87,6 +89,12 @@ impl Device {
     /// return.
     pub fn on_reset(mut self, on_reset: impl Fn() + Send + Sync + 'static) -> Device {
         self.surroundings.on_reset = Arc::new(on_reset);
+        self
+    }
+
+    /// Offers VMMs to move what is kept for a guest to another server, and from one (DEVICE_STATE): live migration.
+    pub fn with_state(mut self, state: impl DeviceState + 'static) -> Device {
+        self.state = Some(Arc::new(state));
         self
     }
 
@@ -106,7 +114,9 @@ impl Device {
             return Ok(Ended::Stopped);
         }
         tracing::debug!("a VMM has connected");
-        let connection = Connection::new(self.options.clone(), self.surroundings.clone(), &self.counters);
+        let transfers = Transfers::of(self.state.clone());
+        let connection =
+            Connection::new(self.options.clone(), self.surroundings.clone(), &self.counters, transfers);
         // The standard library's lock, because `vhost` wants it. Nobody else takes it while messages are followed.
         let connection = Arc::new(StdMutex::new(connection));
         let (before, empty_handed) = (self.requests(), &self.surroundings.empty_handed);

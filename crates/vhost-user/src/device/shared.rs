@@ -18,7 +18,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use ashore_wire::seam::Backlog;
@@ -40,6 +40,8 @@ const BATCH_MAX: u16 = 16;
 const BATCH_DELAY_MAX: Duration = Duration::from_micros(50);
 /// Slots kept for the next requests; more than this are in use only when many requests wait on other threads.
 const SLOTS_KEPT_MAX: usize = 64;
+/// In `stop_at`: no index of a ring.
+const NOTHING_MORE: u32 = u32::MAX;
 /// How often a drain that takes long says so.
 const DRAIN_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -60,6 +62,8 @@ pub(crate) struct Shared {
     /// available ring.
     position: AtomicU64,
     stopping: AtomicBool,
+    /// What is to be taken before the thread stops: up to this index of the available ring, or nothing more.
+    stop_at: AtomicU32,
     /// The thread takes nothing any more.
     ended: AtomicBool,
     /// There are marks to make; see [`Shared::mark_wish`].
@@ -151,6 +155,7 @@ impl Shared {
             drained: Condvar::new(),
             position: AtomicU64::new(u64::from(base)),
             stopping: AtomicBool::new(false),
+            stop_at: AtomicU32::new(NOTHING_MORE),
             ended: AtomicBool::new(false),
             marking,
             kick: Mutex::new(kick),
@@ -340,6 +345,20 @@ impl Shared {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake.set();
+    }
+
+    /// Stops when all that is available now has been taken: another server may go on with the queue, and what a sync that is
+    /// under way here has to wait for must not be left to it.
+    pub(crate) fn stop_after_what_is_available(&self) {
+        self.stop_at.store(u32::from(self.ring.available_index()), Ordering::SeqCst);
+        self.stop();
+    }
+
+    /// Whether what comes next is to be taken though the queue is being stopped.
+    pub(crate) fn has_to_catch_up(&self, next: u16) -> bool {
+        let stop_at = self.stop_at.load(Ordering::SeqCst);
+        let left = (stop_at as u16).wrapping_sub(next);
+        stop_at != NOTHING_MORE && (1..=self.ring.size()).contains(&left)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -4,7 +4,7 @@
 //!     SET_VRING_NUM, _ADDR, _BASE      what the ring is
 //!     SET_VRING_KICK                   started: the ring is ready
 //!     SET_VRING_ENABLE 1 / 0           enabled: it is to be served
-//!     GET_VRING_BASE                   stopped, after everything taken has been finished
+//!     GET_VRING_BASE                   stopped, after everything available has been taken and finished
 //! ```
 //!
 //! A thread runs while the ring is started *and* enabled. Whatever ends one of the two drains the queue first, so
@@ -99,6 +99,11 @@ impl Vring {
         self.running.is_some()
     }
 
+    /// It does not run, and nothing is missing for it to be started.
+    pub(crate) fn is_about_to_start(&self) -> bool {
+        !self.is_running() && self.enabled && self.kick.is_some()
+    }
+
     pub(crate) fn set_size(&mut self, size: u32) {
         self.size = size;
     }
@@ -172,7 +177,7 @@ impl Vring {
                 self.start(kick, memory, inflight, event_idx)
             }
             (None, _, true) | (_, false, true) => {
-                self.stop();
+                self.stop(Shared::stop_after_what_is_available);
                 Ok(())
             }
             _ => Ok(()),
@@ -181,14 +186,14 @@ impl Vring {
 
     /// Stops and forgets, but for the counters. Returns the available index to go on from.
     pub(crate) fn reset(&mut self) -> u16 {
-        self.stop();
+        self.stop(Shared::stop);
         let fresh = Vring::new(self.index, self.surroundings.clone(), self.counters.clone());
         std::mem::replace(self, fresh).base
     }
 
     /// Stops as GET_VRING_BASE has it: the ring is no longer started, but stays enabled and where it is.
     pub(crate) fn unstart(&mut self) -> u16 {
-        self.stop();
+        self.stop(Shared::stop_after_what_is_available);
         self.kick = None;
         self.call = None;
         self.base
@@ -249,9 +254,9 @@ impl Vring {
         })
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self, how: fn(&Shared)) {
         let Some(Running { shared, thread }) = self.running.take() else { return };
-        shared.stop();
+        how(&shared);
         if thread.join().is_err() {
             tracing::error!("{}: its thread panicked", self.index);
         }
@@ -264,6 +269,6 @@ impl Vring {
 
 impl Drop for Vring {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(Shared::stop);
     }
 }

@@ -1,7 +1,7 @@
 //! The messages between us and the server: features, memory, queues; and at the end, taking the queues back.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,8 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
+    VhostUserInflight, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -69,6 +70,14 @@ pub enum ConnectError {
     /// Memory or threads could not be had.
     #[error("no link could be made: {0}")]
     Io(#[from] io::Error),
+    /// One of two servers would not have the session moved; what it says of that is in its log.
+    #[error("the server at {path} did not {what} the state of the session; see its log")]
+    StateRefused {
+        /// The socket.
+        path: PathBuf,
+        /// What it was asked to do: save, or load.
+        what: &'static str,
+    },
 }
 
 /// What is in flight, as the server wrote it down and we keep it for the next server.
@@ -145,7 +154,8 @@ impl Server {
         use VhostUserProtocolFeatures as Protocol;
         let offered = self.frontend.get_protocol_features().map_err(&broken)?;
         let inflight = if go_on { Protocol::INFLIGHT_SHMFD } else { Protocol::empty() };
-        let agreed = offered & (Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIG | inflight);
+        let agreed = offered
+            & (Protocol::MQ | Protocol::REPLY_ACK | Protocol::CONFIG | Protocol::DEVICE_STATE | inflight);
         if !agreed.contains(inflight) {
             return Err(self.lacks_inflight());
         }
@@ -201,15 +211,17 @@ impl Server {
         })
     }
 
-    /// Hands memory and queues over; the server begins to serve them, with what is in flight.
+    /// Hands memory and queues over; the server begins to serve them, with what is in flight, at these indices of their
+    /// available rings.
     pub(super) fn start(
         &mut self,
         memory: &Memory,
         queues: &[Queue],
         inflight: Option<&Inflight>,
+        bases: &[u16],
     ) -> Result<(), ConnectError> {
         self.in_time(|server| {
-            let handed_over = server.hand_over(memory, queues, inflight);
+            let handed_over = server.hand_over(memory, queues, inflight, bases);
             handed_over.map_err(|error| not_a_server(&server.path, error))
         })
     }
@@ -244,6 +256,7 @@ impl Server {
         memory: &Memory,
         queues: &[Queue],
         inflight: Option<&Inflight>,
+        bases: &[u16],
     ) -> Result<(), vhost::Error> {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: GUEST_BASE,
@@ -272,7 +285,7 @@ impl Server {
             };
             self.frontend.set_vring_addr(index, &addresses)?;
             // Where a ring goes on that was served before, the server knows by what is in flight.
-            self.frontend.set_vring_base(index, 0)?;
+            self.frontend.set_vring_base(index, bases.get(index).copied().unwrap_or(0))?;
             self.frontend.set_vring_call(index, queue.call())?;
             self.frontend.set_vring_kick(index, queue.kick())?;
             if self.enables_queues {
@@ -282,14 +295,49 @@ impl Server {
         Ok(())
     }
 
-    /// Takes the queues back: the server finishes what it has taken first.
-    pub(super) fn take_back(&mut self, queues: usize) {
-        // A server that has gone, or is silent, has let go of everything by that.
-        let _ = self.in_time(|server| {
-            let mut back = |index| server.frontend.get_vring_base(index).is_ok();
-            let _ = (0..queues).all(&mut back);
-            Ok(())
-        });
+    /// Takes the queues back: the server finishes what it has taken first. Returns where each goes on.
+    pub(super) fn take_back(&mut self, queues: usize) -> Result<Vec<u16>, ConnectError> {
+        self.in_time(|server| {
+            let base = |index| server.frontend.get_vring_base(index).map(|base| base as u16);
+            let bases = (0..queues).map(base).collect::<Result<_, _>>();
+            bases.map_err(|error| not_a_server(&server.path, error))
+        })
+    }
+
+    /// Everything the server keeps for us, for another one to go on with. Its queues have been taken back.
+    pub(super) fn save_state(&mut self) -> Result<Vec<u8>, ConnectError> {
+        self.in_time(|server| {
+            let (mut from, pipe) = io::pipe()?;
+            let (direction, phase) = (VhostTransferStateDirection::SAVE, VhostTransferStatePhase::STOPPED);
+            let refused = |_| ConnectError::StateRefused { path: server.path.clone(), what: "save" };
+            let other =
+                server.frontend.set_device_state_fd(direction, phase, pipe.into()).map_err(refused)?;
+            let mut state = Vec::new();
+            match other {
+                Some(mut other) => other.read_to_end(&mut state)?,
+                None => from.read_to_end(&mut state)?,
+            };
+            server.frontend.check_device_state().map_err(refused)?;
+            Ok(state)
+        })
+    }
+
+    /// Has the server go on with what another one kept for us. Its queues come after that.
+    pub(super) fn load_state(&mut self, state: &[u8]) -> Result<(), ConnectError> {
+        self.in_time(|server| {
+            let (pipe, mut into) = io::pipe()?;
+            let (direction, phase) = (VhostTransferStateDirection::LOAD, VhostTransferStatePhase::STOPPED);
+            let refused = |_| ConnectError::StateRefused { path: server.path.clone(), what: "load" };
+            let other =
+                server.frontend.set_device_state_fd(direction, phase, pipe.into()).map_err(refused)?;
+            // One that reads no further says why when it is asked.
+            let _ = match other {
+                Some(mut other) => other.write_all(state),
+                None => into.write_all(state),
+            };
+            drop(into);
+            server.frontend.check_device_state().map_err(refused)
+        })
     }
 
     /// Ends the connection.

@@ -75,6 +75,8 @@ struct Shared {
     queues: Vec<Queue>,
     /// If there may be another server.
     inflight: Option<Inflight>,
+    /// The connection to watch from now on, after the session has moved to another server.
+    moved: Mutex<Option<OwnedFd>>,
     /// How long to look for answers, for each queue.
     looks: Vec<Look>,
     /// Where the pages begin in memory.
@@ -97,7 +99,7 @@ impl VhostUserLink {
             |index| Queue::new(Arc::clone(&memory), index * QUEUE_BYTES, pages, server.event_idx());
         let queues = (0..count).map(new_queue).collect::<io::Result<Vec<_>>>()?;
         let inflight = go_on.then(|| server.make_inflight(&queues)).transpose()?;
-        server.start(&memory, &queues, inflight.as_ref())?;
+        server.start(&memory, &queues, inflight.as_ref(), &[])?;
         let shared = Shared {
             server: Mutex::new(Some(server)),
             socket: socket.as_ref().to_owned(),
@@ -105,6 +107,7 @@ impl VhostUserLink {
             memory,
             queues,
             inflight,
+            moved: Mutex::default(),
             looks: (0..count).map(|_| Look::new(options.poll_us)).collect(),
             pages,
             receiver: OnceLock::new(),
@@ -122,6 +125,14 @@ impl VhostUserLink {
     /// Who serves: the process that listened at the socket.
     pub fn server_process(&self) -> io::Result<rustix::process::Pid> {
         Ok(rustix::net::sockopt::socket_peercred(self.shared.watched()?)?.pid)
+    }
+
+    /// Moves the session to another server, as a VMM does that migrates its guest: requests wait meanwhile, and none is lost nor
+    /// done twice. Should it not move, it goes on where it was. Not for links that reconnect.
+    ///
+    /// Returns how many bytes of state were transferred. Node ids, open files and all that was agreed stay as they are.
+    pub fn move_to(&self, socket: impl AsRef<Path>) -> Result<usize, ConnectError> {
+        self.shared.move_to(socket.as_ref())
     }
 
     /// Returns when the link has ended: the server has gone or broken the rules, or this side has closed it.
@@ -223,7 +234,8 @@ impl Link for VhostUserLink {
             self.await_idle_queues();
         }
         if let Some(server) = &mut server {
-            server.take_back(self.shared.queues.len());
+            // A server that has gone, or is silent, has let go of everything by that.
+            let _ = server.take_back(self.shared.queues.len());
         }
         // Before we hang up, lest the watching thread takes it for the server's doing.
         self.shared.end_quietly();
@@ -360,6 +372,10 @@ impl Shared {
                 return;
             }
             if ready[0] {
+                if let Some(next) = self.moved.lock().take() {
+                    socket = next;
+                    continue;
+                }
                 match self.options.reconnect.and_then(|patience| self.reconnect(patience)) {
                     Some(next) => socket = next,
                     None => return self.end("the server has hung up"),
@@ -396,17 +412,52 @@ impl Shared {
         None
     }
 
-    fn go_on(&self) -> Result<OwnedFd, ConnectError> {
+    /// A server with as many queues as the one before it.
+    fn greet_another(&self, socket: &Path, go_on: bool) -> Result<Server, ConnectError> {
         let queues = self.queues.len() as u16 - 1;
-        let mut server = Server::greet(&self.socket, self.options.patience, queues, true)?;
+        let server = Server::greet(socket, self.options.patience, queues, go_on)?;
         if server.request_queues() != queues
             || self.queues.iter().any(|queue| queue.event_idx() != server.event_idx())
         {
             let feature = "the queues and features that the server before it had";
-            return Err(ConnectError::Lacks { path: self.socket.clone(), feature });
+            return Err(ConnectError::Lacks { path: socket.to_owned(), feature });
         }
+        Ok(server)
+    }
+
+    fn move_to(&self, socket: &Path) -> Result<usize, ConnectError> {
+        let mut current = self.server.lock();
+        let source = current.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        // Before anything is stopped: one that is not there costs nobody a pause.
+        let mut destination = self.greet_another(socket, false)?;
+        let next = destination.socket()?;
+        let bases = source.take_back(self.queues.len())?;
+        let moved = source.save_state().and_then(|state| {
+            destination.load_state(&state)?;
+            destination.start(&self.memory, &self.queues, None, &bases)?;
+            Ok(state.len())
+        });
+        match moved {
+            Ok(bytes) => {
+                *self.moved.lock() = Some(next);
+                source.hang_up();
+                *source = destination;
+                Ok(bytes)
+            }
+            Err(error) => {
+                // First, so that there are never two that serve.
+                let _ = destination.take_back(self.queues.len());
+                destination.hang_up();
+                source.start(&self.memory, &self.queues, None, &bases)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn go_on(&self) -> Result<OwnedFd, ConnectError> {
+        let mut server = self.greet_another(&self.socket, true)?;
         // Should it fail half way, we hang up, which the server takes for our leave.
-        server.start(&self.memory, &self.queues, self.inflight.as_ref())?;
+        server.start(&self.memory, &self.queues, self.inflight.as_ref(), &[])?;
         let socket = server.socket()?;
         let mut current = self.server.lock();
         // Closed meanwhile: nobody needs it any more.
