@@ -103,6 +103,20 @@ impl Handles {
         slots[index] = (generation, Some(Arc::new(file)));
     }
 
+    /// Everything that is open.
+    pub(crate) fn all(&self) -> Vec<(FileHandle, Arc<OpenFile>)> {
+        let mut all = Vec::new();
+        for (number, shard) in (0..).zip(&self.shards) {
+            for (index, (generation, file)) in (0..).zip(&shard.lock().slots) {
+                if let Some(file) = file {
+                    let id = u64::from(*generation) << 32 | u64::from(index * SHARDS + number);
+                    all.push((FileHandle(id), Arc::clone(file)));
+                }
+            }
+        }
+        all
+    }
+
     /// This handle was given out by an earlier process, and so will not be given out again.
     pub(crate) fn note_restored(&self, handle: FileHandle) {
         self.restored.fetch_max((handle.0 >> 32) as u32, Ordering::Relaxed);

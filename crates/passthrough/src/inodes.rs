@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use ashore_wire::NodeId;
 use parking_lot::Mutex;
@@ -47,6 +47,10 @@ pub(crate) struct Inodes {
     held_bound: usize,
     /// The highest generation of an id that was restored.
     restored: AtomicU32,
+    /// Nodes that another server gave out, by an identity that would put them into another shard here. Looked at after the
+    /// shard, and only if there are any; who is gone is found to be when it is looked for.
+    foreign: Mutex<HashMap<Packed, NodeId>>,
+    has_foreign: AtomicBool,
 }
 
 /// What makes two names lead to the same inode.
@@ -191,6 +195,8 @@ impl Inodes {
             held: AtomicUsize::new(0),
             held_bound: descriptor_bound,
             restored: AtomicU32::new(0),
+            foreign: Mutex::default(),
+            has_foreign: AtomicBool::new(false),
         }
     }
 
@@ -216,9 +222,7 @@ impl Inodes {
         location: Location,
     ) -> bool {
         let Some((shard, index, generation)) = self.locate(node) else { return false };
-        if shard_number(candidate.key) != node.0 as u32 % SHARDS {
-            return false;
-        }
+        let foreign = shard_number(candidate.key) != node.0 as u32 % SHARDS;
         let mut guard = shard.lock();
         let shard = &mut *guard;
         while shard.slots.len() <= index {
@@ -231,6 +235,14 @@ impl Inodes {
         }
         slot.fill(candidate, location, false);
         (slot.lookups, slot.generation) = (lookups, generation);
+        if foreign {
+            slot.indexed = false;
+            drop(guard);
+            self.foreign.lock().insert(candidate.key.pack(), node);
+            self.has_foreign.store(true, Ordering::Release);
+            self.live.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
         // Of two nodes with one number the newer is the one to be found: the older is a file that is gone.
         let key = candidate.key.pack();
         let older = shard.by_key.insert(key, index as u32);
@@ -257,6 +269,46 @@ impl Inodes {
                 }
             }
         }
+    }
+
+    /// Every node, and how often it was looked up.
+    pub(crate) fn all(&self) -> Vec<(NodeId, u64)> {
+        let mut all = Vec::with_capacity(self.len());
+        for (number, shard) in (0..).zip(&self.shards) {
+            for (index, slot) in (0u32..).zip(&shard.lock().slots) {
+                if slot.location.is_some() {
+                    let id = u64::from(slot.generation) << 32 | u64::from((index + 1) * SHARDS + number);
+                    all.push((NodeId(id), slot.lookups));
+                }
+            }
+        }
+        all
+    }
+
+    /// The node that another server gave to this identity, if it is still there.
+    fn foreign(&self, key: Key) -> Option<NodeId> {
+        if !self.has_foreign.load(Ordering::Acquire) {
+            return None;
+        }
+        let node = *self.foreign.lock().get(&key.pack())?;
+        let is_there = self.located(node).is_some();
+        if !is_there {
+            self.foreign.lock().remove(&key.pack());
+        }
+        is_there.then_some(node)
+    }
+
+    /// Counts a lookup of a foreign node if it is this candidate, as `same` decides.
+    fn recognise_foreign(&self, key: Key, same: impl FnOnce(&Slot) -> bool) -> Option<NodeId> {
+        let node = self.foreign(key)?;
+        let (shard, index, generation) = self.locate(node)?;
+        let mut shard = shard.lock();
+        let slot = shard.slots.get_mut(index).filter(|slot| slot.generation == generation)?;
+        if slot.location.is_none() || !same(slot) {
+            return None;
+        }
+        slot.lookups += 1;
+        Some(node)
     }
 
     /// Nodes that a client has looked up and not forgotten.
@@ -287,11 +339,13 @@ impl Inodes {
     pub(crate) fn recognise(&self, candidate: &Candidate) -> Recognised {
         let mut guard = self.shard_of(candidate.key).lock();
         let shard = &mut *guard;
-        let Some(&index) = shard.by_key.get(&candidate.key.pack()) else { return Recognised::Unknown };
+        let Some(&index) = shard.by_key.get(&candidate.key.pack()) else {
+            drop(guard);
+            let known = self.recognise_foreign(candidate.key, |slot| slot.is_surely(candidate));
+            return known.map_or(Recognised::Unknown, Recognised::Known);
+        };
         let slot = &mut shard.slots[index as usize];
-        let held = slot.cached.is_some() || matches!(slot.location, Some(Location::Descriptor(_)));
-        let same_birth = candidate.birth != 0 && candidate.birth == slot.birth;
-        if slot.kind != kind_digit(candidate.kind) || !(held || same_birth) {
+        if !slot.is_surely(candidate) {
             return Recognised::Unknown;
         }
         slot.lookups += 1;
@@ -303,6 +357,9 @@ impl Inodes {
     ///
     /// `verified` says whether the location was taken from an open descriptor of the candidate.
     pub(crate) fn add(&self, candidate: &Candidate, location: Location, verified: bool) -> NodeId {
+        if let Some(node) = self.recognise_foreign(candidate.key, |slot| slot.is(candidate, &location)) {
+            return node;
+        }
         let mut guard = self.shard_of(candidate.key).lock();
         let shard = &mut *guard;
         if let Some(&index) = shard.by_key.get(&candidate.key.pack()) {
@@ -366,6 +423,9 @@ impl Inodes {
 
     /// The inode is gone, or was another: its number will not be taken for it any more.
     pub(crate) fn abandon(&self, node: NodeId) {
+        if self.has_foreign.load(Ordering::Acquire) {
+            self.foreign.lock().retain(|_, known| *known != node);
+        }
         let Some((shard, index, generation)) = self.locate(node) else { return };
         let mut shard = shard.lock();
         let key = match shard.slots.get_mut(index) {
@@ -381,7 +441,10 @@ impl Inodes {
     /// The node of an inode, if it is known; counts nothing.
     pub(crate) fn node_of(&self, candidate: &Candidate) -> Option<NodeId> {
         let shard = self.shard_of(candidate.key).lock();
-        let index = *shard.by_key.get(&candidate.key.pack())?;
+        let Some(&index) = shard.by_key.get(&candidate.key.pack()) else {
+            drop(shard);
+            return self.foreign(candidate.key);
+        };
         Some(self.node(candidate.key, index, shard.slots[index as usize].generation))
     }
 
@@ -404,6 +467,8 @@ impl Inodes {
 
     /// Forgets everything: the client has gone. Ids that were given out stay invalid.
     pub(crate) fn clear(&self) {
+        self.has_foreign.store(false, Ordering::Release);
+        self.foreign.lock().clear();
         for shard in &self.shards {
             let mut guard = shard.lock();
             let live: Vec<u32> = (0..guard.slots.len() as u32)
@@ -464,6 +529,13 @@ impl Slot {
     fn candidate(&self) -> Candidate {
         let key = Key { place: self.place, ino: self.ino };
         Candidate { key, birth: self.birth, kind: u32::from(self.kind) << 12 }
+    }
+
+    /// Whether this slot, found under the candidate's key, holds the candidate as far as can be told without its location.
+    fn is_surely(&self, candidate: &Candidate) -> bool {
+        let held = self.cached.is_some() || matches!(self.location, Some(Location::Descriptor(_)));
+        let same_birth = candidate.birth != 0 && candidate.birth == self.birth;
+        self.kind == kind_digit(candidate.kind) && (held || same_birth)
     }
 
     /// Whether this slot, found under the candidate's key, holds the candidate and no earlier owner of its number.

@@ -30,7 +30,7 @@ impl Passthrough {
         Ok(numbers(look_of(&identity)))
     }
 
-    fn parse(&self, description: &[u8]) -> Option<(Candidate, Location)> {
+    pub(crate) fn parse(&self, description: &[u8]) -> Option<(Candidate, Location)> {
         let (ino, rest) = description.split_first_chunk::<8>()?;
         let (birth, rest) = rest.split_first_chunk::<8>()?;
         let (kind, rest) = rest.split_first_chunk::<4>()?;

@@ -383,6 +383,18 @@ pub(crate) fn last_call(fs: &Passthrough) -> Result<()> {
     outcome
 }
 
+/// The client leaves for another server. If that fails it stays, and hears of it at its next sync.
+pub(crate) fn hand_over(fs: &Passthrough) -> Result<()> {
+    let told = |ledger: Arc<Ledger>| (ledger.told.load(Ordering::SeqCst), ledger);
+    let before: Vec<_> = fs.places.ledgers().into_iter().map(told).collect();
+    let outcome = last_call(fs);
+    if outcome.is_err() {
+        // It was whoever moves the client that was told, and no sync of the client is under way.
+        before.iter().for_each(|(knew, ledger)| ledger.told.store(*knew, Ordering::SeqCst));
+    }
+    outcome
+}
+
 /// A ledger to be synced, and what had been told of it when the sync was called.
 type Call<'a> = (&'a Arc<Ledger>, u64);
 

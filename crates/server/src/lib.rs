@@ -35,7 +35,8 @@ pub use filesystem::{
 pub use histogram::{TIME_BUCKETS, Times};
 pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts};
 pub use recovery::{
-    Identity, Journal, JournalError, Look, RecordedExchange, Recoverable, Recovering, Restored,
+    FindBy, Identity, Journal, JournalError, Look, Migratable, MigrationError, Moved, NODES_MAX, OpenedBy,
+    RecordedExchange, Recoverable, Recovering, Restored, Term, Unfound, load, save,
 };
 pub use session::{Limits, ResumeError, Session};
 pub use sync_counts::{SHARING_BUCKETS, SyncCounts};

@@ -4,21 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ashore_barrier::{Barrier, Ticket};
-use ashore_wire::abi::{InitIn, OUT_HEADER_SIZE, OutHeader};
+use ashore_wire::abi::{InitIn, InitOut, OUT_HEADER_SIZE, OutHeader};
 use ashore_wire::flags::{InitFlags, WriteFlags};
 use ashore_wire::init::{self, Agreement, Implemented, Outcome};
 use ashore_wire::reply::error_header;
 use ashore_wire::seam::{Exchange, Payload, ReplyBody};
 use ashore_wire::{Dialect, Errno, NodeId, Operation, ProtocolError, Reply, Request, RequestId};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::dispatch::{self, Leave};
 use crate::early::EarlySyncs;
 use crate::filesystem::{FileSystem, Result};
 use crate::mutant::{self, Mutant};
 use crate::offload::Pools;
-use crate::primitives::Instant;
 use crate::primitives::atomic::{AtomicU8, Ordering};
+use crate::primitives::{Instant, Mutex};
 use crate::sync::{Earlier, Syncs, Waiting};
 use crate::sync_counts::{SyncCounters, SyncCounts};
 use crate::wait::{LOCK_WAITS_MAX, Wait, Waits};
@@ -75,6 +75,8 @@ pub struct Session<F> {
     filesystem: F,
     limits: Limits,
     state: AtomicState,
+    /// The client's INIT, and its answer.
+    greeting: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     /// Changes under way. Each enters when its request is taken.
     changes: Barrier,
     /// Those of them that threads of a pool carry on.
@@ -93,6 +95,7 @@ impl<F: FileSystem> Session<F> {
             filesystem,
             limits,
             state: AtomicState::default(),
+            greeting: Mutex::default(),
             changes: Barrier::new(),
             carried: Barrier::new(),
             pools: Pools::default(),
@@ -110,10 +113,49 @@ impl<F: FileSystem> Session<F> {
         match init::negotiate(&offer, &self.implemented()) {
             Outcome::Agreed(reply, agreement) if reply.as_bytes() == answer => {
                 self.greet(&offer, &agreement);
+                *self.greeting.lock() = Some((init.to_vec(), answer.to_vec()));
                 Ok(())
             }
             _ => Err(ResumeError::Differs),
         }
+    }
+
+    /// Goes on with a client of another server. What that one did not offer is not used with this client; what it did has to
+    /// be had here.
+    pub(crate) fn take_over(&self, init: &[u8], answer: &[u8]) -> Result<(), ResumeError> {
+        let request = Request::parse(init, 0, Dialect::default()).map_err(|_| ResumeError::NoInit)?;
+        let Operation::Init { offer } = request.operation else { return Err(ResumeError::NoInit) };
+        let promised = InitOut::read_from_bytes(answer).map_err(|_| ResumeError::NoInit)?;
+        let flags = InitFlags::from_bits_retain(u64::from(promised.flags2) << 32 | u64::from(promised.flags));
+        let mut table = self.implemented();
+        let missing = flags - table.flags;
+        if !missing.is_empty() {
+            return Err(ResumeError::Lacks(missing));
+        }
+        table.flags = flags;
+        let required = self.filesystem.required() - flags;
+        if !required.is_empty() {
+            return Err(ResumeError::Lacks(required));
+        }
+        match init::negotiate(&offer, &table) {
+            Outcome::Agreed(reply, agreement) if reply.as_bytes() == answer => {
+                self.greet(&offer, &agreement);
+                *self.greeting.lock() = Some((init.to_vec(), answer.to_vec()));
+                Ok(())
+            }
+            _ => Err(ResumeError::Differs),
+        }
+    }
+
+    /// The INIT of the client, and its answer; `None` if there is no client.
+    pub(crate) fn greeting(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        self.dialect().and_then(|_| self.greeting.lock().clone())
+    }
+
+    /// Lets go of a client that never sent a request here.
+    pub(crate) fn forget_client(&self) {
+        self.state.take_leave();
+        self.filesystem.destroy();
     }
 
     /// How the client lays out requests; `None` if there is none.
@@ -224,7 +266,7 @@ impl<F: FileSystem> Session<F> {
             return (Step::NoAnswer, None);
         }
         if let Operation::Init { offer } = &request.operation {
-            return (Step::Answer(self.init(id, offer, bulk)), None);
+            return (Step::Answer(self.init(id, head, offer, bulk)), None);
         }
         // Before INIT, or after the client took its leave.
         if dialect.is_none() {
@@ -361,7 +403,7 @@ impl<F: FileSystem> Session<F> {
         }
     }
 
-    fn init(&self, id: RequestId, offer: &InitIn, body: &mut impl ReplyBody) -> OutHeader {
+    fn init(&self, id: RequestId, head: &[u8], offer: &InitIn, body: &mut impl ReplyBody) -> OutHeader {
         let reply = match init::negotiate(offer, &self.implemented()) {
             Outcome::Agreed(reply, agreement) => {
                 let missing = self.filesystem.required() - agreement.flags;
@@ -370,6 +412,7 @@ impl<F: FileSystem> Session<F> {
                     return error_header(id, Errno::EPROTO);
                 }
                 self.greet(offer, &agreement);
+                *self.greeting.lock() = Some((head.to_vec(), reply.as_bytes().to_vec()));
                 reply
             }
             Outcome::AskAgain(reply) => reply,
@@ -427,6 +470,9 @@ pub enum ResumeError {
         "its client was promised other features than this server has; start it with the options of the one before"
     )]
     Differs,
+    /// The options of both servers differ.
+    #[error("its client was promised {0:?}, which this server does not offer")]
+    Lacks(InitFlags),
 }
 
 /// How far a request came on the thread of its queue.

@@ -10,6 +10,7 @@ mod harness;
 mod identity;
 mod locks;
 mod mounts;
+mod moving;
 #[cfg(mutants)]
 mod mutants;
 mod operations;

@@ -23,6 +23,7 @@
 //! ```
 
 mod exchange;
+mod migration;
 mod record;
 mod resolve;
 
@@ -40,9 +41,9 @@ use crate::primitives::Mutex;
 use crate::session::{ResumeError, Session};
 
 pub use exchange::{RecordedExchange, Recovering};
-use record::{
-    Answer, BLOCK, FORGETS_MAX, Known, OpenedBy, Pending, Reader, Record, Slot, State, What, Writer,
-};
+pub use migration::{FindBy, Migratable, MigrationError, Moved, NODES_MAX, Term, Unfound, load, save};
+pub use record::OpenedBy;
+use record::{Answer, BLOCK, FORGETS_MAX, Known, Pending, Reader, Record, Slot, State, What, Writer};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ashore\x00\x00");
 /// Of what stands in the file.

@@ -20,11 +20,15 @@ pub(super) const FORGETS_MAX: usize = 24;
 
 /// A file or directory that a client has open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct OpenedBy {
-    pub(super) handle: FileHandle,
-    pub(super) node: NodeId,
-    pub(super) flags: u32,
-    pub(super) directory: bool,
+pub struct OpenedBy {
+    /// By this handle.
+    pub handle: FileHandle,
+    /// What it is.
+    pub node: NodeId,
+    /// The `O_` flags it was opened with.
+    pub flags: u32,
+    /// Whether it is a directory.
+    pub directory: bool,
 }
 
 /// A node, how often it was looked up, and how the file system finds it again.
@@ -290,7 +294,7 @@ pub(super) fn open(block: &[u8; BLOCK]) -> Option<&[u8]> {
 }
 
 /// Not against malice: who may write the file may serve the share.
-fn sum(bytes: &[u8]) -> u64 {
+pub(super) fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let words = words.iter().map(|word| u64::from_le_bytes(*word));
     let rest = rest.iter().map(|byte| u64::from(*byte));
@@ -327,13 +331,13 @@ impl Writer {
         value.inspect(|value| write(self, value));
     }
 
-    fn known(&mut self, Known { node, lookups, description }: &Known) {
+    pub(super) fn known(&mut self, Known { node, lookups, description }: &Known) {
         self.number(node.0);
         self.number(*lookups);
         self.bytes(description);
     }
 
-    fn opened(&mut self, OpenedBy { handle, node, flags, directory }: &OpenedBy) {
+    pub(super) fn opened(&mut self, OpenedBy { handle, node, flags, directory }: &OpenedBy) {
         self.number(handle.0);
         self.number(node.0);
         self.number(u64::from(*flags));
@@ -373,11 +377,11 @@ impl Reader<'_> {
         if self.short()? == 0 { Some(None) } else { read(self).map(Some) }
     }
 
-    fn known(&mut self) -> Option<Known> {
+    pub(super) fn known(&mut self) -> Option<Known> {
         Some(Known { node: NodeId(self.number()?), lookups: self.number()?, description: self.bytes()? })
     }
 
-    fn opened(&mut self) -> Option<OpenedBy> {
+    pub(super) fn opened(&mut self) -> Option<OpenedBy> {
         Some(OpenedBy {
             handle: FileHandle(self.number()?),
             node: NodeId(self.number()?),
