@@ -8,6 +8,7 @@ mod isolation;
 mod logging;
 mod manual;
 mod metrics;
+mod migration;
 mod mount;
 mod serve;
 mod service;

@@ -22,6 +22,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use crate::isolation::{self, IsolationArguments};
 use crate::logging::{self, LogLevel};
 use crate::metrics;
+use crate::migration::MigrationArguments;
 use crate::service::Manager;
 use crate::signals;
 use crate::state_file::StateFile;
@@ -241,6 +242,9 @@ pub(crate) struct ServeArguments {
     pub(crate) log_level: LogLevel,
 
     #[command(flatten)]
+    migration: MigrationArguments,
+
+    #[command(flatten)]
     pub(crate) isolation: IsolationArguments,
 
     #[command(flatten)]
@@ -353,6 +357,11 @@ fn serve_inside(
     })?;
     let reset_session = Arc::clone(&session);
     let device = device.on_reset(move || reset_session.reset(RESET_PATIENCE));
+    // A client that came from another server would have to be told to the state file first.
+    let device = match &journal {
+        None => device.with_state(arguments.migration.state_of(&session)),
+        Some(_) => device,
+    };
     let _telling = match (telling, observed) {
         (Some(telling), Some(metrics)) => {
             Some(telling.start(metrics::Sources { metrics, session: Arc::clone(&session) })?)

@@ -17,10 +17,11 @@ use crate::serve::ServeArguments;
 /// The name under which the program is `ashore serve`.
 const NAME: &str = "virtiofsd";
 
-/// What `--print-capabilities` prints, for libvirt; as docs/interop/vhost-user.json of QEMU has it. Migration is not in it.
+/// What `--print-capabilities` prints, for libvirt; as docs/interop/vhost-user.json of QEMU has it.
 pub(crate) const CAPABILITIES: &str = r#"{
   "type": "fs",
   "features": [
+    "migrate-precopy",
     "posix-acl-negotiation-mode",
     "security-label-negotiation-mode",
     "separate-options"

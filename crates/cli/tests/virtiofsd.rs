@@ -80,6 +80,9 @@ fn argument_lists_of_managers_that_pass_a_socket_start_it_and_it_serves() {
         "--fd=0 --shared-dir=SHARE --sandbox=none --seccomp=none",
         "--fd=0 -o source=SHARE,sandbox=chroot,modcaps=+sys_admin:-mknod --seccomp=trap",
         "--fd=0 --shared-dir=SHARE --sandbox=namespace --seccomp=kill --modcaps=-mknod --rlimit-nofile=1024",
+        // What a manager adds that migrates.
+        "--fd=0 --shared-dir=SHARE --migration-mode=file-handles --migration-on-error=guest-error",
+        "--fd=0 --shared-dir=SHARE --migration-mode find-paths --migration-verify-handles --migration-confirm-paths",
         // Incus and LXD.
         "--fd=0 --cache=never -o source=SHARE",
     ] {
@@ -128,7 +131,9 @@ fn capabilities_are_json_and_need_no_other_option() {
     let output = virtiofsd(place.path(), "--print-capabilities").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
-        output.status.success() && text.contains("\"separate-options\"") && !text.contains("migrate"),
+        output.status.success()
+            && text.contains("\"separate-options\"")
+            && text.contains("\"migrate-precopy\""),
         "{text}"
     );
     let version = virtiofsd(place.path(), "--version").output().unwrap();
