@@ -166,7 +166,12 @@ fn get(fs: &Passthrough, file: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -
     if fs.relative_xattrs {
         return sys::getxattr_at(fs.places.descriptors(), path.as_c_str(), name, buffer);
     }
-    rustix::fs::getxattr(by_path(fs, &path).as_c_str(), name, buffer)
+    let path = by_path(fs, &path);
+    // An empty buffer asks how long the value is, which is a function of its own there.
+    match buffer.is_empty() {
+        true => rustix::fs::getxattr_query(path.as_c_str(), name),
+        false => rustix::fs::getxattr(path.as_c_str(), name, buffer),
+    }
 }
 
 fn list(fs: &Passthrough, file: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<usize> {
@@ -174,7 +179,11 @@ fn list(fs: &Passthrough, file: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io
     if fs.relative_xattrs {
         return sys::listxattr_at(fs.places.descriptors(), path.as_c_str(), buffer);
     }
-    rustix::fs::listxattr(by_path(fs, &path).as_c_str(), buffer)
+    let path = by_path(fs, &path);
+    match buffer.is_empty() {
+        true => rustix::fs::listxattr_query(path.as_c_str()),
+        false => rustix::fs::listxattr(path.as_c_str(), buffer),
+    }
 }
 
 /// A name of an open file that needs no directory beside it.

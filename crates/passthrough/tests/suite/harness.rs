@@ -19,6 +19,7 @@ use ashore_wire::init::Agreement;
 use ashore_wire::seam::{NoRoom, Payload, ReplyBody, TransferMode};
 use ashore_wire::{FileHandle, Name, NodeId};
 use rustix::io::ReadWriteFlags;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tempfile::TempDir;
 
 pub(crate) const ROOT: NodeId = NodeId::ROOT;
@@ -287,4 +288,18 @@ impl Drop for Mounted {
         // Lazily: the share under test holds descriptors on it.
         let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
+}
+
+/// Runs `test` as on a Linux before 6.13: the calls for extended attributes that are new there are not known.
+pub(crate) fn before_linux_6_13(test: fn()) {
+    let filtered = std::thread::spawn(move || {
+        let unknown = (463..=466).map(|call| (call, Vec::new())).collect();
+        let answer = SeccompAction::Errno(libc::ENOSYS as u32);
+        let here = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        let filter = SeccompFilter::new(unknown, SeccompAction::Allow, answer, here).unwrap();
+        // Of this thread alone.
+        seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        test();
+    });
+    filtered.join().unwrap();
 }
