@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use ashore_passthrough::Passthrough;
-use ashore_server::{FindBy, Moved, Restored, Session, Unfound, load, save};
+use ashore_server::{FindBy, Moved, Restored, Session, Unfound, load, prepare, save};
 use ashore_vhost_user::device::{DeviceState, StateError};
 use clap::{Args, ValueEnum};
 
@@ -79,6 +79,10 @@ pub(crate) struct SessionState {
 }
 
 impl DeviceState for SessionState {
+    fn prepare(&self) {
+        prepare(&self.session);
+    }
+
     fn save(&self, into: &mut dyn Write) -> Result<(), StateError> {
         let Moved { nodes, open } = save(&self.session, self.by, into)?;
         tracing::info!("migration: {nodes} nodes and {open} open files were told to another server");

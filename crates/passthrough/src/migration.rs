@@ -173,6 +173,10 @@ fn looked_at(file: &OwnedFd) -> Result<HostStatx, String> {
 }
 
 impl Migratable for Passthrough {
+    fn sync_ahead(&self) {
+        sync::ahead(self);
+    }
+
     fn hand_over(&self) -> Result<(), String> {
         let owners = self.locks.len();
         if owners > 0 {

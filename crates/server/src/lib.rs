@@ -36,7 +36,7 @@ pub use histogram::{TIME_BUCKETS, Times};
 pub use observe::{Metrics, Observed, ObservedExchange, OperationCounts};
 pub use recovery::{
     FindBy, Identity, Journal, JournalError, Look, Migratable, MigrationError, Moved, NODES_MAX, OpenedBy,
-    RecordedExchange, Recoverable, Recovering, Restored, Term, Unfound, load, save,
+    RecordedExchange, Recoverable, Recovering, Restored, Term, Unfound, load, prepare, save,
 };
 pub use session::{Limits, ResumeError, Session};
 pub use sync_counts::{SHARING_BUCKETS, SyncCounts};

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use ashore_vhost_user::device::{Device, DeviceOptions, DeviceQueue, RingExchange, RingLayout};
+use ashore_vhost_user::device::{
+    Device, DeviceOptions, DeviceQueue, DeviceState, RingExchange, RingLayout, StateError,
+};
 use ashore_wire::abi::OutHeader;
 use ashore_wire::seam::{Exchange, ReplyBody, RequestQueue, TransferMode};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
@@ -272,6 +274,47 @@ fn memory_copied_by_the_log_of_changed_pages_is_the_very_same() {
     for round in 0..12 {
         migrate(seed + 10 * round, round % 2 == 0);
     }
+}
+
+/// Aim: who keeps something for the guest hears that it may move, once each time, and the VMM does not wait for that.
+#[test]
+fn the_state_is_prepared_when_logging_begins() {
+    struct Prepared(Mutex<mpsc::Sender<()>>);
+    impl DeviceState for Prepared {
+        fn prepare(&self) {
+            self.0.lock().unwrap().send(()).unwrap();
+            thread::sleep(Duration::from_millis(200));
+        }
+        fn save(&self, _: &mut dyn Write) -> Result<(), StateError> {
+            Ok(())
+        }
+        fn load(&self, _: &mut dyn Read) -> Result<(), StateError> {
+            Ok(())
+        }
+    }
+    let (tell, told) = mpsc::channel();
+    let options = DeviceOptions { request_queues: 1, ..DeviceOptions::default() };
+    let device = Device::new(options, move |_, mut queue| serve(&mut queue, 1)).unwrap();
+    let device = device.with_state(Prepared(Mutex::new(tell)));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let served = thread::spawn(move || device.serve_stream(theirs));
+    let memory = Arc::new(Shared::new(MEMORY_BYTES));
+    let driver = Driver::new(memory, layout_of(true));
+    let (vmm, features) = connect(ours, &driver);
+    let log = Shared::new(LOG_BYTES);
+    let region =
+        VhostUserDirtyLogRegion { mmap_size: LOG_BYTES, mmap_offset: 0, mmap_handle: log.file.as_raw_fd() };
+    vmm.set_log_base(0, Some(region)).unwrap();
+    assert!(told.try_recv().is_err());
+    for _ in 0..2 {
+        vmm.set_features(features | LOG_ALL).unwrap();
+        vmm.set_vring_addr(1, &addresses(&driver, true)).unwrap();
+        told.recv_timeout(Duration::from_secs(20)).unwrap();
+        vmm.set_features(features).unwrap();
+        assert!(told.try_recv().is_err(), "once");
+    }
+    drop(vmm);
+    served.join().unwrap().unwrap();
 }
 
 /// Aim: a VMM that ends a migration pays for it no longer, and one that has no log pays nothing.

@@ -48,6 +48,30 @@ fn what_was_changed_is_synced_before_the_client_leaves_for_another_server() {
     assert!(share.synced() > before, "no host file system was synced");
 }
 
+/// Aim: the guest stands still for as short as can be, and no error is lost for that. Method: of two syncs ahead, the second fails.
+#[test]
+fn what_is_synced_ahead_takes_no_error_from_the_client() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let hosts = HostFileSystems::with_sync_call(move |_, _| match counted.fetch_add(1, Ordering::SeqCst) {
+        1 => Err(HostErrno::IO),
+        _ => Ok(()),
+    });
+    let share = Share::over(Arc::new(TempDir::new().unwrap()), &hosts, |_| {});
+    share.put(ROOT, "file", b"changed");
+    share.fs.sync_ahead();
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    share.fs.sync_ahead();
+    assert_eq!(
+        calls.load(Ordering::SeqCst),
+        2,
+        "it counts as changed until the client has been told of a sync"
+    );
+    assert!(share.fs.hand_over().is_err());
+    assert_eq!(share.fs.syncfs(ROOT), Err(Errno::EIO), "the client hears of it");
+    share.fs.hand_over().unwrap();
+}
+
 /// Aim: an error is told to the client, and not to the VMM alone.
 #[test]
 fn a_sync_that_fails_keeps_the_client_and_is_told_to_it_at_its_next_sync() {

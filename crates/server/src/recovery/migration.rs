@@ -67,6 +67,9 @@ pub struct Term {
 
 /// A file system whose client can go on at another server.
 pub trait Migratable: Recoverable {
+    /// The client may leave soon, and goes on meanwhile: makes stable what it has changed so far, so that little is left to do
+    /// when it has stopped. Takes no error from the client's syncs.
+    fn sync_ahead(&self);
     /// The client is about to leave for another server; none of its requests is under way. What it changed is made stable. An
     /// error, told to whoever moves it, means that it stays, and is told to it once more at its next sync.
     fn hand_over(&self) -> std::result::Result<(), String>;
@@ -144,6 +147,13 @@ pub struct Moved {
     pub nodes: u64,
     /// What it has open.
     pub open: u64,
+}
+
+/// Does ahead what [`save`] will have to, while the client goes on.
+pub fn prepare<F: Migratable>(session: &Session<F>) {
+    if session.has_client() {
+        session.filesystem().sync_ahead();
+    }
 }
 
 /// Writes down all that another server needs to go on with the client, after what the client changed was made stable.

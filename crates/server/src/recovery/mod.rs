@@ -41,7 +41,9 @@ use crate::primitives::Mutex;
 use crate::session::{ResumeError, Session};
 
 pub use exchange::{RecordedExchange, Recovering};
-pub use migration::{FindBy, Migratable, MigrationError, Moved, NODES_MAX, Term, Unfound, load, save};
+pub use migration::{
+    FindBy, Migratable, MigrationError, Moved, NODES_MAX, Term, Unfound, load, prepare, save,
+};
 pub use record::OpenedBy;
 use record::{Answer, BLOCK, FORGETS_MAX, Known, Pending, Reader, Record, Slot, State, What, Writer};
 

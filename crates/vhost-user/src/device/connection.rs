@@ -69,6 +69,8 @@ pub(crate) struct Connection {
     vrings: Vec<Vring>,
     inflight: Option<Arc<InflightMemory>>,
     log: Option<Arc<DirtyLog>>,
+    /// What is written to buffers is marked in it.
+    logging: bool,
     transfers: Transfers,
     features: u64,
     on_reset: Arc<dyn Fn() + Send + Sync>,
@@ -94,6 +96,7 @@ impl Connection {
             vrings: counters.iter().enumerate().map(vring).collect(),
             inflight: None,
             log: None,
+            logging: false,
             transfers,
             features: 0,
             on_reset: Arc::clone(&surroundings.on_reset),
@@ -158,6 +161,11 @@ impl Connection {
     /// A VMM begins and ends to log while the queues run.
     fn tell_log(&mut self) {
         let data = self.features & LOG_ALL != 0;
+        let began = !self.logging && data && self.log.is_some();
+        self.logging = data && self.log.is_some();
+        if began {
+            self.transfers.prepare();
+        }
         self.vrings.iter_mut().for_each(|vring| vring.set_log(self.log.as_ref(), data));
     }
 

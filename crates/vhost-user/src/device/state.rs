@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!     VMM                        here
+//!     begins to log        --->  a thread does ahead what can be done while the guest runs
 //!     queues are stopped
 //!     SET_DEVICE_STATE_FD  --->  a thread writes the state, or reads it     VMM reads it, or writes it, to its end
 //!     CHECK_DEVICE_STATE   --->  waits for the thread, and says how it went
@@ -23,6 +24,9 @@ pub type StateError = Box<dyn Error + Send + Sync>;
 
 /// What a device keeps for its guest beside its queues.
 pub trait DeviceState: Send + Sync {
+    /// The VMM has begun to copy the guest's memory, while the guest runs: what will take long when it has stopped may be done
+    /// now. Runs on a thread of its own; a migration need not follow.
+    fn prepare(&self) {}
     /// Writes it. No queue runs meanwhile, and all that was taken has been finished. The device goes on as before if its queues
     /// are started again.
     fn save(&self, into: &mut dyn Write) -> Result<(), StateError>;
@@ -66,6 +70,14 @@ impl Transfers {
 
     pub(crate) fn are_offered(&self) -> bool {
         self.state.is_some()
+    }
+
+    /// The VMM has begun to copy memory.
+    pub(crate) fn prepare(&self) {
+        let Some(state) = self.state.clone() else { return };
+        let thread = thread::Builder::new().name("ashore-prepare".into()).spawn(move || state.prepare());
+        // Without it all is done when the guest has stopped.
+        let _ = thread.inspect_err(|error| tracing::warn!("a migration cannot be prepared: {error}"));
     }
 
     /// Begins a transfer; an earlier one is ended first.
