@@ -11,7 +11,7 @@ use ashore_wire::{Errno, NodeId};
 use rustix::io::Errno as HostErrno;
 use tempfile::TempDir;
 
-use crate::harness::{MODES, RDWR, ROOT, Share, caller};
+use crate::harness::{MODES, Mounted, RDWR, ROOT, Share, caller};
 
 const BY_PATH: FindBy = FindBy::Path { verify: false };
 const FILES: usize = 200;
@@ -126,6 +126,44 @@ fn ids_are_kept_where_files_have_other_numbers() {
         }
         let anew = there.node(ROOT, "file0");
         assert!(!nodes.contains(&anew), "an id is not given out twice");
+    }
+}
+
+/// Aim: a file whose path the host's kernel does not have is looked for in the share. Method: of two names, that one is removed
+/// by which the file was found.
+#[test]
+fn a_file_by_another_name_is_found_in_the_share() {
+    for mode in MODES {
+        let source = Share::holding(mode);
+        let file = source.put(ROOT, "file", b"1");
+        std::fs::create_dir_all(source.path("some/where")).unwrap();
+        std::fs::hard_link(source.path("file"), source.path("some/where/else")).unwrap();
+        std::fs::remove_file(source.path("file")).unwrap();
+        let destination = another(&source);
+        assert_eq!(move_over(&source, &destination, BY_PATH), Vec::<String>::new(), "held by {mode:?}");
+        let opened = destination.open(file, RDWR).unwrap();
+        destination.write(file, opened.handle, 0, b"2").unwrap();
+        assert_eq!(std::fs::read(source.path("some/where/else")).unwrap(), b"2");
+    }
+}
+
+/// Aim: files on other file systems below the share move too, in both modes.
+#[test]
+fn what_is_mounted_below_the_share_is_found_and_changed_there() {
+    for by in [BY_PATH, FindBy::Path { verify: true }, FindBy::Handle] {
+        let source = Share::new();
+        std::fs::create_dir(source.path("mounted")).unwrap();
+        let _mounted = Mounted::tmpfs(&source.path("mounted"), "size=1m");
+        let mounted = source.node(ROOT, "mounted");
+        let file = source.put(mounted, "file", b"1");
+        let open = source.open(file, RDWR).unwrap();
+        let destination = another(&source);
+        assert_eq!(move_over(&source, &destination, by), Vec::<String>::new(), "{by:?}");
+        destination.write(file, open.handle, 1, b"2").unwrap();
+        assert_eq!(std::fs::read(source.path("mounted/file")).unwrap(), b"12", "{by:?}");
+        assert_eq!(destination.node(mounted, "file"), file, "{by:?}");
+        source.fs.destroy();
+        destination.fs.destroy();
     }
 }
 
