@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -13,12 +13,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ashore_vhost_user::device::{
-    Device, DeviceOptions, DeviceQueue, Ended, Listener, QueueIndex, RingExchange, ServeError, StopHandle,
-    Tag,
+    Device, DeviceOptions, DeviceQueue, DeviceState, Ended, Listener, QueueIndex, RingExchange, ServeError,
+    StateError, StopHandle, Tag,
 };
 use ashore_wire::abi::OutHeader;
 use ashore_wire::seam::{Exchange, RequestQueue};
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight, VhostUserProtocolFeatures as P};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserProtocolFeatures as P,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
@@ -70,7 +73,7 @@ fn greet(socket: UnixStream) -> Frontend {
     vmm.set_features(FEATURES).unwrap();
     let offered = vmm.get_protocol_features().unwrap();
     let always = P::MQ | P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE | P::CONFIG | P::LOG_SHMFD;
-    assert_eq!(offered & !P::INFLIGHT_SHMFD, always);
+    assert_eq!(offered & !(P::INFLIGHT_SHMFD | P::DEVICE_STATE), always);
     vmm.set_protocol_features(offered).unwrap();
     vmm.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
     vmm
@@ -228,6 +231,71 @@ fn stopping_a_queue_is_answered_when_all_that_was_available_has_been_done() {
         drop(vmm);
         served.join().unwrap().unwrap();
     }
+}
+
+/// A state that says no to what it is given, and gives what it is.
+struct Picky;
+
+impl DeviceState for Picky {
+    fn save(&self, into: &mut dyn Write) -> Result<(), StateError> {
+        Ok(into.write_all(b"state")?)
+    }
+
+    fn load(&self, from: &mut dyn Read) -> Result<(), StateError> {
+        let mut state = Vec::new();
+        from.read_to_end(&mut state)?;
+        if state == b"state" { Ok(()) } else { Err("it is another's".into()) }
+    }
+}
+
+/// Aim: a guest is never served without the state that should have come with it, nor is its state given away while it runs.
+#[test]
+fn queues_run_neither_while_the_state_moves_nor_without_it() {
+    let device = Device::new(
+        DeviceOptions {
+            request_queues: 2,
+            tag: Some(Tag::new("share").unwrap()),
+            ..DeviceOptions::default()
+        },
+        answer_all,
+    );
+    let device = device.unwrap().with_state(Picky);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let served = thread::spawn(move || device.serve_stream(theirs));
+    let (vmm, _memory, mut drivers) = running(ours);
+    let stopped = VhostTransferStatePhase::STOPPED;
+    let save = |vmm: &Frontend| {
+        let (mut from, into) = std::io::pipe().unwrap();
+        vmm.set_device_state_fd(VhostTransferStateDirection::SAVE, stopped, into.into())?;
+        let mut state = Vec::new();
+        from.read_to_end(&mut state).unwrap();
+        vmm.check_device_state().map(|()| state)
+    };
+    let load = |vmm: &Frontend, state: &[u8]| {
+        let (from, mut into) = std::io::pipe().unwrap();
+        vmm.set_device_state_fd(VhostTransferStateDirection::LOAD, stopped, from.into())?;
+        into.write_all(state).unwrap();
+        drop(into);
+        vmm.check_device_state()
+    };
+    assert!(save(&vmm).is_err() && load(&vmm, b"state").is_err(), "queues run");
+    round_trip(&mut drivers[1], 1);
+    assert!(vmm.check_device_state().is_err(), "nothing has begun");
+    for (index, driver) in drivers.iter_mut().enumerate() {
+        driver.layout.base = vmm.get_vring_base(index).unwrap() as u16;
+    }
+    assert_eq!(save(&vmm).unwrap(), b"state");
+    assert!(load(&vmm, b"nonsense").is_err());
+    send(&mut drivers[1], 0, 2);
+    assert!(vmm.set_vring_kick(1, &event_of(&drivers[1].kick)).is_err(), "there is no state to serve with");
+    thread::sleep(MOMENT);
+    assert_eq!(drivers[1].used(), None);
+    load(&vmm, b"state").unwrap();
+    vmm.set_vring_call(1, &event_of(&drivers[1].call)).unwrap();
+    vmm.set_vring_kick(1, &event_of(&drivers[1].kick)).unwrap();
+    assert_eq!(drivers[1].wait_used(SOON), Some((0, 16)), "what waited meanwhile is served");
+    drop(vmm);
+    served.join().unwrap().unwrap();
 }
 
 #[test]
