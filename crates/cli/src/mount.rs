@@ -62,6 +62,11 @@ pub(crate) struct MountArguments {
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = CachePolicy::Auto)]
     cache: CachePolicy,
 
+    /// How long the kernel may remember that there is no such name, in seconds: compilers and scripting languages ask for many that
+    /// are not there. Until then it does not see what others make under such a name
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    negative_timeout: u64,
+
     /// Let the kernel write back from its cache when it likes. A sync brings all of it here first
     #[arg(long, conflicts_with = "fsync_only")]
     writeback: bool,
@@ -197,6 +202,7 @@ impl MountArguments {
     fn passthrough_options(&self) -> Options {
         Options {
             cache: self.cache,
+            negative_timeout: Duration::from_secs(self.negative_timeout),
             writeback: self.writeback,
             readonly: self.readonly,
             xattr: self.xattr,

@@ -67,6 +67,11 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = CachePolicy::Auto)]
     pub(crate) cache: CachePolicy,
 
+    /// How long the guest may remember that there is no such name, in seconds: compilers and scripting languages ask for many that
+    /// are not there. Until then it does not see what others make under such a name
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    negative_timeout: u64,
+
     /// Let the guest write back from its cache when it likes. Newer Linux guests then return from sync(2) before
     /// their data was sent
     #[arg(long)]
@@ -471,6 +476,7 @@ impl ServeArguments {
     fn passthrough_options(&self, shared_dir: &Path, [uids, gids]: [IdMap; 2]) -> Options {
         Options {
             cache: self.cache,
+            negative_timeout: Duration::from_secs(self.negative_timeout),
             writeback: self.writeback,
             readonly: self.readonly,
             xattr: self.xattr,

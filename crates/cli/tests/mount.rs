@@ -114,6 +114,24 @@ fn sigterm_unmounts_and_all_is_there() {
     assert_eq!(fs::read(place.there("file")).unwrap(), b"kept");
 }
 
+/// Aim: that a name is not there is remembered as long as asked and no longer, and what is made through the mount is there at once.
+#[test]
+fn missing_names_are_remembered_where_asked() {
+    for (more, remembered) in [(&[][..], false), (&["--negative-timeout", "3600"], true)] {
+        let place = Place::new();
+        let running = place.start(more);
+        for name in ["by-others", "by-us"] {
+            assert!(!place.here(name).exists());
+        }
+        fs::write(place.there("by-others"), b"").unwrap();
+        fs::write(place.here("by-us"), b"").unwrap();
+        assert_eq!(place.here("by-others").exists(), !remembered);
+        assert!(place.here("by-us").exists() && place.there("by-us").exists());
+        running.signal(Signal::TERM);
+        assert_eq!(running.ended().0, Some(0));
+    }
+}
+
 #[test]
 fn umount_ends_it_too() {
     let place = Place::new();

@@ -31,7 +31,11 @@ const BENEATH: ResolveFlags =
 /// LOOKUP. One system call if the inode is known, or missing; two more if it is new.
 pub(crate) fn lookup(fs: &Passthrough, parent: NodeId, name: Name<'_>) -> Result<Entry> {
     let directory = fs.inode(parent)?;
-    entry_at(fs, directory.fd(), directory.place, name.as_c_str())
+    let timeout = fs.options.negative_timeout;
+    match entry_at(fs, directory.fd(), directory.place, name.as_c_str()) {
+        Err(Errno::ENOENT) if !timeout.is_zero() => Ok(Entry::negative(timeout)),
+        found => found,
+    }
 }
 
 /// The entry of `name`, counted as a lookup.

@@ -23,6 +23,8 @@ pub struct Options {
     pub shared_dir: PathBuf,
     /// How long a client may remember names, attributes and data.
     pub cache: CachePolicy,
+    /// How long a client may remember that there is no such name. Until then it does not see what others make under it.
+    pub negative_timeout: Duration,
     /// Whether a client may write back from its cache when it likes. Linux guests that do not wait for their own
     /// write-back then break the promise on their side; off by default.
     pub writeback: bool,
@@ -82,6 +84,7 @@ impl Options {
         Options {
             shared_dir: shared_dir.into(),
             cache: CachePolicy::Auto,
+            negative_timeout: Duration::ZERO,
             writeback: false,
             readonly: false,
             xattr: false,

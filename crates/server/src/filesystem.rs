@@ -31,6 +31,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Says that there is no such name, which the client may remember for so long.
+    pub fn negative(timeout: Duration) -> Entry {
+        let (attr, attr_timeout) = (Attr::default(), Duration::ZERO);
+        Entry { node: 0, generation: 0, attr, entry_timeout: timeout, attr_timeout }
+    }
+
     /// The entry as it is sent.
     pub fn to_wire(&self) -> EntryOut {
         EntryOut {

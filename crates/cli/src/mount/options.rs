@@ -75,6 +75,7 @@ impl MountArguments {
             "max_read" => self.more.max_read = Some(number(name, value)?),
             "threads" => self.threads = Some(number(name, value)?),
             "cache" => self.cache = word::<CachePolicy>(name, value)?,
+            "negative_timeout" => self.negative_timeout = number(name, value)?,
             "sync_scope" => self.sync_scope = word::<SyncScope>(name, value)?,
             "xattr" => self.xattr = true,
             "require_durable" => self.require_durable = true,

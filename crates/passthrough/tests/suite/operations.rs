@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use ashore_passthrough::{CachePolicy, InodeFileHandles};
 use ashore_server::{Caller, Created, FileSystem, SetAttributes, Write};
@@ -231,6 +232,21 @@ fn a_file_without_a_name_can_be_given_one() {
         assert_eq!(fs::read(share.path("f")).unwrap(), b"named late");
         assert_eq!(share.node(ROOT, "f"), node);
     }
+}
+
+#[test]
+fn that_a_name_is_not_there_may_be_remembered_where_asked() {
+    let timeout = Duration::from_secs(7);
+    let share = Share::with(|options| options.negative_timeout = timeout);
+    let missing = share.lookup(ROOT, "f").unwrap();
+    assert_eq!((missing.node, missing.entry_timeout), (0, timeout));
+    let file = share.put(ROOT, "f", b"");
+    assert_eq!(share.node(ROOT, "f"), file);
+    assert_eq!(
+        share.lookup(NodeId(file.0 + 1000), "f").unwrap_err(),
+        Errno::ESTALE,
+        "no other error changes"
+    );
 }
 
 #[test]
