@@ -6,6 +6,7 @@ mod dist;
 mod figures;
 mod guest;
 mod interrupt;
+mod io_uring;
 mod kernels;
 mod man;
 mod matrix;

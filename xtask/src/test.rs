@@ -10,7 +10,7 @@ use ashore_guest::{DEFAULT_KERNEL, FULL_KERNEL, KERNEL_VARIABLE};
 
 use crate::figures::Figures;
 use crate::interrupt::{self, Interrupt};
-use crate::{mutants, setup};
+use crate::{io_uring, mutants, setup};
 
 /// One rung: a cargo command. Those that run tests are counted by the lines in which cargo sums them up.
 struct Step {
@@ -34,6 +34,8 @@ enum Needs {
     CleanRoot,
     /// virtiofsd, to hold our client against another server than ours.
     Peer,
+    /// A kernel that offers FUSE over io_uring, which it does while a parameter says so.
+    IoUring,
 }
 
 /// The barrier's suite, which runs over modelled threads or over real ones.
@@ -76,6 +78,26 @@ const PEERS: [&str; 17] = [
     "with_virtiofsd::",
 ];
 
+/// The tests of mounts.
+const IO_URING: [&str; 16] = [
+    "test",
+    "--package",
+    "ashore-testkit",
+    "--package",
+    "ashore",
+    "--test",
+    "mount",
+    "--test",
+    "mount_sync",
+    "--test",
+    "mount_fsx",
+    "--",
+    "--skip",
+    "with_virtiofsd::",
+    "--skip",
+    "as_shipped::",
+];
+
 /// What a power cut leaves, at thousands of moments; two tests at a time, and what each found is printed.
 const POWER_CUTS: [&str; 10] = [
     "test",
@@ -92,7 +114,7 @@ const POWER_CUTS: [&str; 10] = [
 
 /// Tests that boot a guest stand in a module of this name. They get a rung of their own: they take minutes, and want
 /// the processors for themselves.
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     Step {
         name: "format",
         purpose: "the code is formatted",
@@ -131,6 +153,13 @@ const STEPS: [Step; 19] = [
             "as_shipped::",
         ],
         needs: Needs::Toolchain,
+        cfgs: &[],
+    },
+    Step {
+        name: "io-uring",
+        purpose: "mounts whose requests come through io_uring, by the same tests",
+        arguments: &IO_URING,
+        needs: Needs::IoUring,
         cfgs: &[],
     },
     Step {
@@ -444,8 +473,12 @@ impl Step {
             }
             Needs::CleanRoot => drop(setup::ensure_clean_root()?),
             Needs::Peer => drop(setup::ensure_peer()?),
+            Needs::IoUring => {}
         }
+        let offered =
+            matches!(self.needs, Needs::IoUring).then(io_uring::Offered::by_the_kernel).transpose()?;
         let (succeeded, passed, failed) = self.cargo(options, figures)?;
+        drop(offered);
         // A step that fails without a failed test did not get as far as its tests.
         let failed = if succeeded { failed } else { failed.max(1) };
         let time = start.elapsed();
@@ -462,6 +495,9 @@ impl Step {
             cargo.arg("--no-fail-fast");
         }
         cargo.args(rest).env(KERNEL_VARIABLE, &options.kernel);
+        if matches!(self.needs, Needs::IoUring) {
+            cargo.env(io_uring::VARIABLE, "1");
+        }
         cargo.envs(LONG.iter().copied().filter(|_| options.long));
         if !self.cfgs.is_empty() {
             let flags: Vec<_> = self.cfgs.iter().map(|cfg| format!("--cfg {cfg}")).collect();

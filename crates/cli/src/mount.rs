@@ -100,6 +100,11 @@ pub(crate) struct MountArguments {
     #[arg(long)]
     no_passthrough: bool,
 
+    /// Whether requests come through io_uring, which takes fewer system calls: auto, where the kernel offers it (Linux 6.14, and as
+    /// root: echo Y > /sys/module/fuse/parameters/enable_uring); always, or not at all; never
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = options::IoUring::Auto)]
+    io_uring: options::IoUring,
+
     /// Return when it is mounted, and go on in the background
     #[arg(long)]
     background: bool,
@@ -249,7 +254,8 @@ impl MountArguments {
             .source(self.source.display().to_string())
             .allow_other((root || self.allow_other) && !self.owner_only)
             .read_only(self.readonly)
-            .recover(self.recover);
+            .recover(self.recover)
+            .transport(self.io_uring.into());
         self.more.apply(options)
     }
 

@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 const ASHORE: &str = env!("CARGO_BIN_EXE_ashore");
 const PATIENCE: Duration = Duration::from_secs(20);
+/// In the environment: requests of every mount come through io_uring, or it fails.
+const IO_URING_VARIABLE: &str = "ASHORE_TEST_IO_URING";
 /// nobody, as on Debian.
 const NOBODY: u32 = 65534;
 
@@ -43,7 +45,11 @@ impl Place {
 
     fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(ASHORE);
-        command.arg("mount").args(more).args([self.source.path(), self.point.path()]).env_remove("RUST_LOG");
+        command.arg("mount");
+        if std::env::var_os(IO_URING_VARIABLE).is_some() {
+            command.args(["--io-uring", "always"]);
+        }
+        command.args(more).args([self.source.path(), self.point.path()]).env_remove("RUST_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -168,6 +174,36 @@ fn what_the_kernel_holds_of_a_mount_in_use_arrives_before_its_end() {
     assert_eq!(fs::read(place.there("file")).unwrap(), b"in the kernel's cache");
 }
 
+/// Whichever way the kernel has it, it is said; and who asks for more than the kernel offers is told what to do.
+#[test]
+fn how_requests_come_is_said_and_io_uring_is_refused_where_the_kernel_does_not_offer_it() {
+    let parameter = "/sys/module/fuse/parameters/enable_uring";
+    let offered = fs::read_to_string(parameter).is_ok_and(|value| value.trim() == "Y");
+    let place = Place::new();
+    let mut command = Command::new(ASHORE);
+    command.args(["mount", "--io-uring", if offered { "always" } else { "auto" }]);
+    command.args([place.source.path(), place.point.path()]).env_remove("RUST_LOG").stdin(Stdio::null());
+    let running = Running::start({
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    });
+    fs::write(place.here("file"), b"either way").unwrap();
+    running.signal(Signal::TERM);
+    let (code, said) = running.ended();
+    assert_eq!(code, Some(0), "{said}");
+    let line = said.lines().find(|line| line.contains("FUSE over io_uring")).expect(&said);
+    assert_eq!(line.contains("queues, one for each processor"), offered, "{line}");
+    assert_eq!(line.contains("requests are read from /dev/fuse"), !offered, "{line}");
+    if !offered {
+        let mut refused = Command::new(ASHORE);
+        refused.args(["mount", "--io-uring", "always"]).args([place.source.path(), place.point.path()]);
+        let refused = refused.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(&format!("echo Y > {parameter}")), "{said}");
+        assert_eq!(place.entry(), None);
+    }
+}
+
 /// A sync of a mount whose server is stopped, on its way.
 fn sync_of_a_stopped_server(place: &Place, running: &Running) -> Child {
     fs::write(place.here("file"), b"before").unwrap();
@@ -207,7 +243,10 @@ fn kill_leaves_a_mount_that_the_next_one_names_or_takes_away_and_no_loop_device(
     fs::write(place.here("file"), b"acknowledged").unwrap();
     running.signal(Signal::KILL);
     assert_eq!(running.ended().0, None);
-    assert_eq!(fs::metadata(place.point.path()).unwrap_err().raw_os_error(), Some(107));
+    // The kernel lets go of a ring a moment after the process is gone: who asks in between is told that the connection was ended.
+    let error = || fs::metadata(place.point.path()).unwrap_err().raw_os_error();
+    assert!(matches!(error(), Some(103 | 107)));
+    eventually("the mount is known to be dead", || error() == Some(107));
     let refused = place.command(&[]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{said}");

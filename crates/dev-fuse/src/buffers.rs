@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use crate::exchange::FuseBulk;
 
 /// Files opened with O_DIRECT want memory that begins on a page.
-const PAGE_SIZE: usize = 4096;
+pub(crate) const PAGE_SIZE: usize = 4096;
 /// Bytes in front of the data of a WRITE.
 const WRITE_HEAD: usize = IN_HEADER_SIZE + size_of::<WriteIn>();
 /// The kernel refuses to hand requests to a shorter buffer (`FUSE_MIN_READ_BUFFER`).
@@ -39,18 +39,28 @@ impl Pool {
     }
 
     pub(crate) fn take(&self) -> Slot {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.begin();
         let kept = self.kept.lock().pop();
         kept.unwrap_or_else(|| Slot::new(self.max_write))
     }
 
     pub(crate) fn give_back(&self, mut slot: Slot) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.end();
         slot.head.shorten();
         let mut kept = self.kept.lock();
         if kept.len() < self.kept_max {
             kept.push(slot);
         }
+    }
+
+    /// One more request is under way.
+    pub(crate) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    pub(crate) fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether so much is under way that what takes long must not be added to it.
@@ -63,6 +73,8 @@ impl Pool {
 pub(crate) struct Slot {
     pub(crate) head: Head,
     pub(crate) bulk: FuseBulk,
+    /// With io_uring: the kernel got it at a time when no request waited there for a slot.
+    pub(crate) sure: bool,
 }
 
 impl Slot {
@@ -71,9 +83,15 @@ impl Slot {
         let bulk = FuseBulk {
             request: PageBuffer::new(WRITE_HEAD, request),
             payload: 0..0,
-            reply: PageBuffer::new(0, max_write.max(SHORTEST_READ)),
+            reply: Some(PageBuffer::new(0, max_write.max(SHORTEST_READ))),
         };
-        Slot { head: Head::default(), bulk }
+        Slot { head: Head::default(), bulk, sure: false }
+    }
+
+    /// For io_uring: a page for the headers, and behind it the room in which a request's payload comes and its reply goes.
+    pub(crate) fn for_ring(payload: usize) -> Slot {
+        let bulk = FuseBulk { request: PageBuffer::new(0, PAGE_SIZE + payload), payload: 0..0, reply: None };
+        Slot { head: Head::default(), bulk, sure: false }
     }
 }
 
@@ -113,17 +131,23 @@ impl Head {
     /// Bytes of capacity kept from one request to the next.
     const KEPT: usize = 8192;
 
-    pub(crate) fn set(&mut self, bytes: &[u8]) {
-        self.words.resize(bytes.len().div_ceil(size_of::<u64>()), 0);
-        self.length = bytes.len();
-        self.words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+    /// Takes what stands in these pieces, one behind the other.
+    pub(crate) fn set(&mut self, pieces: &[&[u8]]) {
+        self.length = pieces.iter().map(|piece| piece.len()).sum();
+        self.words.resize(self.length.div_ceil(size_of::<u64>()), 0);
+        let mut rest = self.words.as_mut_bytes();
+        for piece in pieces {
+            let (place, behind) = rest.split_at_mut(piece.len());
+            place.copy_from_slice(piece);
+            rest = behind;
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.words.as_bytes()[..self.length]
     }
 
-    fn shorten(&mut self) {
+    pub(crate) fn shorten(&mut self) {
         self.words.clear();
         self.words.shrink_to(Self::KEPT / size_of::<u64>());
         self.length = 0;
@@ -139,7 +163,7 @@ mod tests {
         for _ in 0..16 {
             let slot = Slot::new(1 << 20);
             assert!(slot.bulk.request.bytes()[WRITE_HEAD..].as_ptr().addr().is_multiple_of(PAGE_SIZE));
-            assert!(slot.bulk.reply.bytes().as_ptr().addr().is_multiple_of(PAGE_SIZE));
+            assert!(slot.bulk.reply_room().as_ptr().addr().is_multiple_of(PAGE_SIZE));
             assert_eq!(slot.bulk.request.bytes().len(), WRITE_HEAD + (1 << 20));
         }
     }

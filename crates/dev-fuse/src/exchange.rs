@@ -1,4 +1,4 @@
-//! One request read from `/dev/fuse`, and the way back for its reply.
+//! One request of the kernel, and the way back for its reply.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -13,8 +13,9 @@ use rustix::io::ReadWriteFlags;
 use zerocopy::FromBytes;
 
 use crate::backlog::{FuseBacklog, Turns};
-use crate::buffers::{PageBuffer, Pool, Slot};
+use crate::buffers::{PAGE_SIZE, PageBuffer, Pool, Slot};
 use crate::device::Device;
+use crate::ring::{self, RingPlace, Rings};
 use crate::write_back::{Effect, WriteBack};
 
 const HELD: &str = "a request's memory is given back only when the request is dropped";
@@ -25,12 +26,23 @@ pub(crate) struct Origin {
     pub(crate) pool: Arc<Pool>,
     pub(crate) turns: Arc<Turns>,
     pub(crate) write_back: Option<Arc<WriteBack>>,
+    /// If io_uring is wanted: what INIT's answer says of it, and who waits to hear.
+    pub(crate) rings: Option<Arc<Rings>>,
+}
+
+/// Where a request came from, and its answer goes.
+enum Way {
+    /// read(2) and write(2).
+    Device,
+    /// The ring of a queue.
+    Ring(RingPlace),
 }
 
 /// A request from the kernel; see [`Exchange`].
 pub struct FuseExchange {
     origin: Arc<Origin>,
     slot: Option<Slot>,
+    way: Way,
     answered: bool,
     effect: Effect,
 }
@@ -38,13 +50,25 @@ pub struct FuseExchange {
 impl FuseExchange {
     /// A request of `length` bytes has been read into `slot`.
     pub(crate) fn new(origin: Arc<Origin>, mut slot: Slot, length: usize) -> FuseExchange {
-        let Slot { head, bulk } = &mut slot;
+        let Slot { head, bulk, .. } = &mut slot;
         let bytes = &bulk.request.bytes()[..length];
         let opcode = InHeader::read_from_prefix(bytes).map_or(0, |(header, _)| header.opcode);
         let head_length = head_length(opcode, length);
-        head.set(&bytes[..head_length]);
+        head.set(&[&bytes[..head_length]]);
         bulk.payload = head_length..length;
-        FuseExchange { origin, slot: Some(slot), answered: false, effect: Effect::None }
+        FuseExchange { origin, slot: Some(slot), way: Way::Device, answered: false, effect: Effect::None }
+    }
+
+    /// A request that came through a ring.
+    pub(crate) fn of_ring(origin: Arc<Origin>, slot: Slot, place: RingPlace) -> FuseExchange {
+        origin.pool.begin();
+        FuseExchange {
+            origin,
+            slot: Some(slot),
+            way: Way::Ring(place),
+            answered: false,
+            effect: Effect::None,
+        }
     }
 
     /// What takes long is answered at once, with ENOMEM, while very much is under way already.
@@ -86,19 +110,34 @@ impl FuseExchange {
 
     fn send(&mut self, header: OutHeader) {
         self.answered = true;
-        let reply = self.slot.as_ref().expect(HELD).bulk.reply.bytes();
-        match (header.len as usize).checked_sub(OUT_HEADER_SIZE).and_then(|length| reply.get(..length)) {
-            Some(body) => {
-                // Before the kernel knows: from then on the file can become dirty.
-                if let Some(write_back) = self.origin.write_back.as_ref().filter(|_| header.error == 0) {
-                    write_back.done(self.effect, body);
-                }
-                self.origin.device.reply(header, body);
+        let Slot { head, bulk, .. } = self.slot.as_mut().expect(HELD);
+        let length = (header.len as usize).checked_sub(OUT_HEADER_SIZE);
+        let Some(length) = length.filter(|length| *length <= bulk.reply_room().len()) else {
+            tracing::error!("a reply of {} bytes makes no sense and becomes EIO", header.len);
+            return self.hand_over(error_header(RequestId(header.unique), Errno::EIO));
+        };
+        let mut agreed = None;
+        if header.error == 0 {
+            // Before the kernel knows: from then on the file can become dirty.
+            if let Some(write_back) = &self.origin.write_back {
+                write_back.done(self.effect, &bulk.reply_room()[..length]);
             }
-            None => {
-                tracing::error!("a reply of {} bytes makes no sense and becomes EIO", header.len);
-                self.origin.device.reply(error_header(RequestId(header.unique), Errno::EIO), &[]);
+            if let Some(rings) = &self.origin.rings {
+                agreed = rings.agree(head.bytes(), &mut bulk.reply_room_mut()[..length]);
             }
+        }
+        self.hand_over(header);
+        if let (Some(agreed), Some(rings)) = (agreed, &self.origin.rings) {
+            rings.decide(agreed);
+        }
+    }
+
+    /// Gives the kernel its answer, or writes it where the kernel will look for it when the slot is back in its ring.
+    fn hand_over(&mut self, header: OutHeader) {
+        let bulk = &mut self.slot.as_mut().expect(HELD).bulk;
+        match &self.way {
+            Way::Device => self.origin.device.reply(header, bulk.reply_room()),
+            Way::Ring(_) => ring::write_answer(bulk, header),
         }
     }
 }
@@ -107,7 +146,7 @@ impl Exchange for FuseExchange {
     type Bulk = FuseBulk;
 
     fn parts(&mut self) -> (&[u8], &mut FuseBulk) {
-        let Slot { head, bulk } = self.slot.as_mut().expect(HELD);
+        let Slot { head, bulk, .. } = self.slot.as_mut().expect(HELD);
         (head.bytes(), bulk)
     }
 
@@ -117,6 +156,11 @@ impl Exchange for FuseExchange {
 
     fn finish_without_reply(mut self) {
         self.answered = true;
+        // What comes through a ring goes back through it, even so.
+        if let Way::Ring(place) = &self.way {
+            let header = OutHeader { len: OUT_HEADER_SIZE as u32, error: 0, unique: place.unique() };
+            self.hand_over(header);
+        }
     }
 
     fn backlog(&self) -> Arc<dyn Backlog> {
@@ -131,8 +175,13 @@ impl Drop for FuseExchange {
         {
             self.send(error_header(id, Errno::EIO));
         }
-        if let Some(slot) = self.slot.take() {
-            self.origin.pool.give_back(slot);
+        let Some(slot) = self.slot.take() else { return };
+        match &self.way {
+            Way::Device => self.origin.pool.give_back(slot),
+            Way::Ring(place) => {
+                self.origin.pool.end();
+                place.give_back(slot);
+            }
         }
     }
 }
@@ -143,7 +192,25 @@ pub struct FuseBulk {
     pub(crate) request: PageBuffer,
     /// Where in it the payload is.
     pub(crate) payload: Range<usize>,
-    pub(crate) reply: PageBuffer,
+    /// With io_uring there is none: the reply goes where the payload was, behind the page of the headers.
+    pub(crate) reply: Option<PageBuffer>,
+}
+
+impl FuseBulk {
+    /// Where the body of the reply goes.
+    pub(crate) fn reply_room(&self) -> &[u8] {
+        match &self.reply {
+            Some(reply) => reply.bytes(),
+            None => &self.request.bytes()[PAGE_SIZE..],
+        }
+    }
+
+    pub(crate) fn reply_room_mut(&mut self) -> &mut [u8] {
+        match &mut self.reply {
+            Some(reply) => reply.bytes_mut(),
+            None => &mut self.request.bytes_mut()[PAGE_SIZE..],
+        }
+    }
 }
 
 impl Payload for FuseBulk {
@@ -176,12 +243,12 @@ impl Payload for FuseBulk {
 impl ReplyBody for FuseBulk {
     /// The kernel does not tell how much it expects; it checks a reply against the request that it remembers.
     fn room(&self) -> Option<usize> {
-        Some(self.reply.bytes().len())
+        Some(self.reply_room().len())
     }
 
     fn fill(&mut self, position: usize, bytes: &[u8]) -> Result<(), NoRoom> {
         let end = position.checked_add(bytes.len()).ok_or(NoRoom)?;
-        self.reply.bytes_mut().get_mut(position..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        self.reply_room_mut().get_mut(position..end).ok_or(NoRoom)?.copy_from_slice(bytes);
         Ok(())
     }
 
@@ -192,7 +259,7 @@ impl ReplyBody for FuseBulk {
         len: usize,
         mode: TransferMode,
     ) -> io::Result<usize> {
-        let body = self.reply.bytes_mut();
+        let body = self.reply_room_mut();
         let len = len.min(body.len());
         let (offset, flags) = (mode.offset(offset)?, ReadWriteFlags::from_bits_retain(mode.flags()));
         let read = || rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut body[..len])], offset, flags);

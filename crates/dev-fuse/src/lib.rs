@@ -36,7 +36,8 @@
 //!
 //! The kernel is on our side of every boundary: what it sends is parsed with the same care as what a guest sends, but it
 //! cannot change a request that was read. So payloads lie in memory of ours, and there is no unsafe code but five
-//! system calls that have no safe wrapper (`sys.rs`).
+//! system calls that have no safe wrapper, and the rings of FUSE over io_uring (`sys.rs`), which is used where the kernel
+//! offers it (`ring.rs`).
 
 mod backing;
 mod backlog;
@@ -51,6 +52,7 @@ mod notify;
 mod options;
 mod queue;
 mod relay;
+mod ring;
 mod sys;
 mod write_back;
 
@@ -58,6 +60,6 @@ pub use backing::KernelFiles;
 pub use exchange::{FuseBulk, FuseExchange};
 pub use mount::{Mount, Unmounted};
 pub use notify::Notifier;
-pub use options::{MountError, MountOptions, SyncDelivery};
+pub use options::{MountError, MountOptions, SyncDelivery, Transport};
 pub use queue::FuseQueue;
 pub use relay::Relay;

@@ -26,12 +26,16 @@ use crate::exchange::Origin;
 use crate::fusermount;
 use crate::loop_device::LoopDevice;
 use crate::notify::Notifier;
-use crate::options::{MountError, MountOptions};
+use crate::options::{MountError, MountOptions, Transport};
 use crate::queue::FuseQueue;
+use crate::ring::{self, RingQueue, Rings};
 use crate::write_back::{WAITING_SYNCS_MAX, WriteBack};
 
 /// The kind of file at the mount point, in a mode.
 const FILE_TYPE_MASK: u32 = 0o170_000;
+
+/// The rings of a mount, and the queues that use them.
+type Made = (Arc<Rings>, Vec<RingQueue>);
 
 /// A mount. Dropped, it is unmounted.
 pub struct Mount {
@@ -76,23 +80,26 @@ impl MountOptions {
     /// Mounts on `path`, a directory for a file system whose root is one and a file for a file system that is one file.
     ///
     /// Returns the mount and `queues` queues (at least one), and one more for syncs with
-    /// [`MountOptions::write_back_barrier`]. Until their threads run, whoever looks into the mount waits.
+    /// [`MountOptions::write_back_barrier`]. With [`MountOptions::transport`] there may be one for each processor instead, and one
+    /// more. Until their threads run, whoever looks into the mount waits.
     pub fn mount(
         &self,
         path: impl AsRef<Path>,
         queues: usize,
     ) -> Result<(Mount, Vec<FuseQueue>), MountError> {
         let point = MountPoint::find(path.as_ref(), self.recover)?;
+        let rings = self.rings()?;
         let (fd, by_fusermount) = match self.mount_ourselves(&point) {
             Err(MountError::Refused { errno: errno @ (Errno::PERM | Errno::ACCESS), .. }) if !self.syncfs => {
                 (self.mount_by_fusermount(&point, errno)?, true)
             }
             mounted => (mounted?, false),
         };
+        // Those that are not needed beside rings are closed again with the queues.
         let devices = devices(fd, queues.max(1));
         let notifier = Notifier::new(Arc::downgrade(&devices[0]));
         let backing = KernelFiles(Arc::downgrade(&devices[0]));
-        let (write_back, queues) = self.queues(devices, &notifier);
+        let (write_back, queues) = self.queues(devices, rings, &notifier);
         let mount = Mount {
             connection: Connection::at(&point.path).map_err(|errno| point.refused("statx", errno, ""))?,
             path: point.path,
@@ -105,12 +112,37 @@ impl MountOptions {
         Ok((mount, queues))
     }
 
+    /// The rings of FUSE over io_uring, if they are wanted and can be had.
+    fn rings(&self) -> Result<Option<Made>, MountError> {
+        if self.transport == Transport::Device {
+            return Ok(None);
+        }
+        let made = match ring::obstacle() {
+            Some(obstacle) => Err(obstacle),
+            None => Rings::new().map_err(|error| format!("io_uring is not for this process: {error}")),
+        };
+        match made {
+            Ok(made) => Ok(Some(made)),
+            Err(obstacle) if self.transport == Transport::IoUring => Err(MountError::NoIoUring(obstacle)),
+            Err(obstacle) => {
+                tracing::info!("requests are read from /dev/fuse; FUSE over io_uring: {obstacle}");
+                Ok(None)
+            }
+        }
+    }
+
     fn queues(
         &self,
-        devices: Vec<Arc<Device>>,
+        mut devices: Vec<Arc<Device>>,
+        rings: Option<Made>,
         notifier: &Notifier,
     ) -> (Option<Arc<WriteBack>>, Vec<FuseQueue>) {
-        let count = devices.len();
+        let (rings, ring_queues) = rings.map_or((None, Vec::new()), |(rings, queues)| (Some(rings), queues));
+        if rings.is_some() {
+            // For INIT, FORGET and INTERRUPT.
+            devices.truncate(1);
+        }
+        let (reading, count) = (devices.len(), devices.len() + ring_queues.len());
         let (sender, syncs) = sync_channel(WAITING_SYNCS_MAX);
         let write_back = self.write_back_barrier.then(|| Arc::new(WriteBack::new(sender, count)));
         let pool = Arc::new(Pool::new(self.max_write as usize, count));
@@ -120,9 +152,13 @@ impl MountOptions {
             pool: Arc::clone(&pool),
             turns: Arc::clone(&turns),
             write_back: write_back.clone(),
+            rings: rings.clone(),
         };
-        let reading = devices.iter().enumerate().map(|(index, device)| FuseQueue::new(origin(device), index));
-        let mut queues: Vec<_> = reading.collect();
+        let mut queues: Vec<_> =
+            devices.iter().enumerate().map(|(index, device)| FuseQueue::new(origin(device), index)).collect();
+        queues.extend(ring_queues.into_iter().enumerate().map(|(number, ring)| {
+            FuseQueue::of_ring(origin(&devices[0]), reading + number, ring, notifier.clone())
+        }));
         if write_back.is_some() {
             queues.push(FuseQueue::of_syncs(origin(&devices[0]), count, syncs, notifier.clone()));
         }

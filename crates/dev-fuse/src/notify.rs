@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::sync::Weak;
 
 use ashore_wire::NodeId;
-use ashore_wire::abi::{NotifyInvalInodeOut, OUT_HEADER_SIZE, OutHeader};
+use ashore_wire::abi::{NotifyInvalInodeOut, NotifyRetrieveOut, OUT_HEADER_SIZE, OutHeader};
 use rustix::io::{Errno, Result};
 use zerocopy::IntoBytes;
 
@@ -12,6 +12,11 @@ use crate::device::Device;
 
 /// `FUSE_NOTIFY_INVAL_INODE`.
 const NOTIFY_INVAL_INODE: i32 = 2;
+
+/// `FUSE_NOTIFY_RETRIEVE`.
+const NOTIFY_RETRIEVE: i32 = 5;
+/// The number of its answer. It goes among those of the kernel's requests: even as they are, and far from where they are.
+const RETRIEVED: u64 = 1 << 62;
 
 /// Tells the kernel to drop what it remembers. Does not keep the mount's connection alive.
 #[derive(Clone, Debug)]
@@ -41,5 +46,18 @@ impl Notifier {
             Err(Errno::NOENT) => Ok(()),
             outcome => outcome,
         }
+    }
+
+    /// Has the kernel send a NOTIFY_REPLY with nothing in it, from the processor that this thread runs on. It does so only for
+    /// a file that it knows, and not for a directory.
+    pub(crate) fn ask_for_a_message(&self, file: NodeId) -> Result<()> {
+        let device = self.device.upgrade().ok_or(Errno::NODEV)?;
+        let body = NotifyRetrieveOut { notify_unique: RETRIEVED, nodeid: file.0, ..Default::default() };
+        let header = OutHeader {
+            len: (OUT_HEADER_SIZE + size_of::<NotifyRetrieveOut>()) as u32,
+            error: NOTIFY_RETRIEVE,
+            unique: 0,
+        };
+        device.write(&[IoSlice::new(header.as_bytes()), IoSlice::new(body.as_bytes())])
     }
 }

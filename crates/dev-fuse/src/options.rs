@@ -22,6 +22,19 @@ pub struct MountOptions {
     pub(crate) syncfs: bool,
     pub(crate) write_back_barrier: bool,
     pub(crate) recover: bool,
+    pub(crate) transport: Transport,
+}
+
+/// How requests of the kernel come to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Each is read from `/dev/fuse`, and its answer written.
+    #[default]
+    Device,
+    /// Through io_uring where the kernel offers that (Linux 6.14, with the fuse module's parameter `enable_uring`), or else as above.
+    Any,
+    /// Through io_uring, or not at all.
+    IoUring,
 }
 
 impl Default for MountOptions {
@@ -47,6 +60,7 @@ impl MountOptions {
             syncfs: false,
             write_back_barrier: false,
             recover: false,
+            transport: Transport::Device,
         }
     }
 
@@ -126,6 +140,12 @@ impl MountOptions {
     /// cache or in shared mappings: newer ones (Linux 6.18.21, 6.19.11, 7.0) send SYNCFS without having waited for them.
     pub fn write_back_barrier(mut self, on: bool) -> MountOptions {
         self.write_back_barrier = on;
+        self
+    }
+
+    /// How requests come.
+    pub fn transport(mut self, transport: Transport) -> MountOptions {
+        self.transport = transport;
         self
     }
 
@@ -211,6 +231,9 @@ pub enum MountError {
          (losetup -a shows them), or mount without it"
     )]
     LoopDevice(io::Error),
+    /// Requests are to come through io_uring, and cannot.
+    #[error("FUSE over io_uring cannot be used: {0}; or mount without asking for it")]
+    NoIoUring(String),
     /// The kernel refused.
     #[error("cannot mount on {path}: {step} failed: {errno}{}", Explained(.explanation))]
     Refused {

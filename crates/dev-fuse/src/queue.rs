@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::device::Came;
 use crate::exchange::{FuseExchange, Origin};
 use crate::notify::Notifier;
+use crate::ring::{Decision, Next, RingQueue};
 
 /// How long to leave the kernel alone after it had no memory for a request.
 const BREATHER: Duration = Duration::from_millis(10);
@@ -31,6 +32,8 @@ enum Source {
     Kernel,
     /// Syncs that were read by the other queues, and the way to ask for write-back.
     Syncs(Receiver<FuseExchange>, Notifier),
+    /// Requests come through a ring, or are read if the kernel does not want that.
+    Ring(Box<RingQueue>, Notifier),
 }
 
 impl fmt::Debug for FuseQueue {
@@ -55,6 +58,11 @@ impl FuseQueue {
         FuseQueue { origin: Arc::new(origin), index, source: Source::Syncs(syncs, notifier) }
     }
 
+    /// A queue whose requests come through a ring.
+    pub(crate) fn of_ring(origin: Origin, index: usize, ring: RingQueue, notifier: Notifier) -> FuseQueue {
+        FuseQueue { origin: Arc::new(origin), index, source: Source::Ring(Box::new(ring), notifier) }
+    }
+
     /// Which queue of its mount this is, from 0.
     pub fn index(&self) -> usize {
         self.index
@@ -71,10 +79,16 @@ impl RequestQueue for FuseQueue {
     type Exchange = FuseExchange;
 
     fn next(&mut self) -> Option<FuseExchange> {
-        self.origin.turns.end(self.index);
-        match &self.source {
-            Source::Kernel => self.read(),
-            Source::Syncs(syncs, notifier) => self.next_sync(syncs, notifier),
+        match &mut self.source {
+            Source::Ring(..) => self.next_of_ring(),
+            Source::Kernel => {
+                self.origin.turns.end(self.index);
+                self.read()
+            }
+            Source::Syncs(..) => {
+                self.origin.turns.end(self.index);
+                self.next_sync()
+            }
         }
     }
 }
@@ -121,8 +135,26 @@ impl FuseQueue {
         }
     }
 
+    fn next_of_ring(&mut self) -> Option<FuseExchange> {
+        loop {
+            let Source::Ring(ring, notifier) = &mut self.source else { return self.read() };
+            match ring.next(&self.origin, self.index, notifier) {
+                Next::Request(exchange) => {
+                    if let Some(exchange) =
+                        exchange.unless_crowded().and_then(|exchange| self.examined(exchange))
+                    {
+                        return Some(exchange);
+                    }
+                }
+                Next::Read => self.source = Source::Kernel,
+                Next::Ended => return None,
+            }
+        }
+    }
+
     /// The next sync, when the kernel has sent all it held.
-    fn next_sync(&self, syncs: &Receiver<FuseExchange>, notifier: &Notifier) -> Option<FuseExchange> {
+    fn next_sync(&self) -> Option<FuseExchange> {
+        let Source::Syncs(syncs, notifier) = &self.source else { return None };
         let write_back = self.origin.write_back.as_ref()?;
         loop {
             let exchange = syncs.recv().ok()?;
@@ -144,8 +176,15 @@ impl FuseQueue {
 impl Drop for FuseQueue {
     fn drop(&mut self) {
         self.origin.turns.end(self.index);
-        if let (Source::Kernel, Some(write_back)) = (&self.source, &self.origin.write_back) {
+        if matches!(self.source, Source::Syncs(..)) {
+            return;
+        }
+        if let Some(write_back) = &self.origin.write_back {
             write_back.queue_ended();
+        }
+        // If INIT was never answered, nobody is to wait for that any longer.
+        if let Some(rings) = &self.origin.rings {
+            rings.decide(Decision::Reading);
         }
     }
 }

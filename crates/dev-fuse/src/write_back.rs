@@ -88,6 +88,11 @@ impl WriteBack {
         *self.open.lock().entry(node).or_default() += 1;
     }
 
+    /// Some files that are open for writing.
+    pub(crate) fn files(&self, count: usize) -> Vec<NodeId> {
+        self.open.lock().keys().copied().take(count).collect()
+    }
+
     fn closed(&self, node: NodeId) {
         let mut open = self.open.lock();
         if let Some(count) = open.get_mut(&node) {

@@ -4,10 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use ashore_dev_fuse::{FuseQueue, Mount, MountOptions, Unmounted};
+use ashore_dev_fuse::{FuseQueue, Mount, MountOptions, Transport, Unmounted};
 use ashore_server::{FileSystem, Session, Worker};
 use ashore_wire::seam::RequestQueue;
 use tempfile::TempDir;
+
+/// In the environment: every mount of the tests takes its requests through io_uring, or fails.
+const IO_URING_VARIABLE: &str = "ASHORE_TEST_IO_URING";
 
 /// Queues of a mount, unless a test wants another number.
 pub const QUEUES: usize = 4;
@@ -36,6 +39,10 @@ impl<F: FileSystem> Mounted<F> {
         wrap: impl Fn(FuseQueue) -> Q,
     ) -> Mounted<F> {
         let point = tempfile::tempdir().expect("a directory to mount on");
+        let options = match std::env::var_os(IO_URING_VARIABLE) {
+            Some(_) => options.clone().transport(Transport::IoUring),
+            None => options.clone(),
+        };
         let (mount, queues) =
             options.mount(point.path(), queues).unwrap_or_else(|error| panic!("this test mounts: {error}"));
         let workers = queues

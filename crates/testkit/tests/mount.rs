@@ -8,12 +8,19 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
-use ashore_dev_fuse::{MountError, MountOptions, Unmounted};
-use ashore_passthrough::{Options, Passthrough};
+use ashore_dev_fuse::{FuseExchange, FuseQueue, MountError, MountOptions, Unmounted};
+use ashore_passthrough::{LockScope, Options, Passthrough};
 use ashore_server::{Limits, Session};
 use ashore_testkit::mounted::{Mounted, QUEUES};
+use ashore_wire::Opcode;
+use ashore_wire::abi::InHeader;
+use ashore_wire::seam::{Exchange, RequestQueue};
+use rustix::fs::{FlockOperation, flock};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
+use zerocopy::FromBytes;
 
 fn share() -> (TempDir, Arc<Session<Passthrough>>) {
     let host = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -107,6 +114,70 @@ fn many_threads_at_once_each_get_their_own_answers() {
         }
     });
     assert_eq!(fs::read_dir(host.path()).unwrap().count(), 0);
+}
+
+/// A queue whose thread is busy with each LOOKUP for a while.
+struct Busy(FuseQueue);
+
+impl RequestQueue for Busy {
+    type Exchange = FuseExchange;
+
+    fn next(&mut self) -> Option<FuseExchange> {
+        let mut exchange = self.0.next()?;
+        let (header, _) = InHeader::read_from_prefix(exchange.parts().0).unwrap();
+        if header.opcode == Opcode::Lookup as u32 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Some(exchange)
+    }
+}
+
+fn stay_on_the_first_processor() {
+    let mut first = CpuSet::new();
+    first.set(0);
+    sched_setaffinity(None, &first).unwrap();
+}
+
+/// Through io_uring each keeps one of the few places that the kernel has for the requests of a processor. They come all at once,
+/// while the thread that takes them is busy, so that most find no place; and behind them comes the request that ends their wait.
+#[test]
+fn many_that_wait_for_a_lock_are_not_in_the_way_of_the_one_that_frees_it() {
+    const WAITING: usize = 40;
+    let host = tempfile::tempdir_in("/var/tmp").unwrap();
+    let share = Options { flock: LockScope::Host, ..Options::new(host.path()) };
+    let session = Session::new(Passthrough::new(share).unwrap(), Limits::default());
+    let mounted = Mounted::with(session, &MountOptions::new(), QUEUES, Busy);
+    let path = mounted.path().join("file");
+    fs::write(&path, b"").unwrap();
+    let holder = File::open(&path).unwrap();
+    flock(&holder, FlockOperation::LockExclusive).unwrap();
+    let (got, all_got) = std::sync::mpsc::channel();
+    for _ in 0..WAITING {
+        let (file, got) = (File::open(&path).unwrap(), got.clone());
+        std::thread::spawn(move || {
+            stay_on_the_first_processor();
+            // A moment after the one that keeps the queue's thread busy.
+            std::thread::sleep(Duration::from_millis(150));
+            let locked = flock(&file, FlockOperation::LockExclusive);
+            drop(file);
+            let _ = got.send(locked);
+        });
+    }
+    let freed = std::thread::spawn({
+        let nowhere = mounted.path().join("nowhere");
+        move || {
+            stay_on_the_first_processor();
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(fs::metadata(nowhere).is_err());
+            // Until they all wait.
+            std::thread::sleep(Duration::from_millis(300));
+            flock(&holder, FlockOperation::Unlock)
+        }
+    });
+    for _ in 0..WAITING {
+        all_got.recv_timeout(Duration::from_secs(20)).expect("a lock is had when it is free").unwrap();
+    }
+    freed.join().unwrap().unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
-use ashore_dev_fuse::MountOptions;
+use ashore_dev_fuse::{MountOptions, Transport};
 use ashore_passthrough::{CachePolicy, SyncScope};
 use clap::{Args, ValueEnum};
 
@@ -17,6 +17,24 @@ use super::{MountArguments, READY};
 const HELPER: &str = "mount.ashore";
 /// In the environment of the process that goes on in the background.
 const BACKGROUND_VARIABLE: &str = "ASHORE_IN_BACKGROUND";
+
+/// When requests are to come through io_uring.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IoUring {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<IoUring> for Transport {
+    fn from(when: IoUring) -> Transport {
+        match when {
+            IoUring::Auto => Transport::Any,
+            IoUring::Always => Transport::IoUring,
+            IoUring::Never => Transport::Device,
+        }
+    }
+}
 
 /// What only `-o` can say.
 #[derive(Args, Debug, Default)]
@@ -82,6 +100,7 @@ impl MountArguments {
             "writeback" => self.writeback = true,
             "fsync_only" => self.fsync_only = true,
             "recover" => self.recover = true,
+            "io_uring" => self.io_uring = word::<IoUring>(name, value)?,
             "no_passthrough" => self.no_passthrough = true,
             // Always so.
             "default_permissions" | "defaults" => {}
@@ -182,6 +201,7 @@ mod tests {
 
     #[test]
     fn options_of_fstab_go_to_their_places() {
+        assert_eq!(taken("io_uring=never").unwrap().io_uring, IoUring::Never);
         let arguments =
             taken("ro,nosuid,noexec,cache=always,threads=3,max_read=4096,x-systemd.automount,_netdev")
                 .unwrap();
