@@ -10,6 +10,8 @@
 //!       Meter          meter.rs     operations, time, processor time of the server
 //!         Process      process.rs   the server, as /proc shows it; and servers that we start
 //!     Report           report.rs    a table to read, JSON to keep
+//!     plot()           plot.rs      curves instead: by requests on their way, by queues, and of latencies
+//!       Figure         figure.rs    a drawing of them
 //! ```
 //!
 //! Two servers are compared in turns, A B A B, since a machine is faster in one minute than in the next: the ratios are
@@ -19,9 +21,11 @@
 
 mod cached;
 mod compare;
+mod figure;
 mod meter;
 mod native;
 mod pin;
+mod plot;
 mod process;
 mod report;
 mod rows;
@@ -46,6 +50,7 @@ use crate::rows::{Measure, MeasureCached, MeasureRaw, ROWS, Row};
 use crate::tree::{Needs, Tree};
 
 pub use crate::meter::Sample;
+pub use crate::plot::plot;
 pub use crate::report::{Cell, Report, ReportRow};
 
 /// Pages of the link: the largest request, and some to read into while others are on their way.
@@ -178,7 +183,7 @@ fn measure_requests(arguments: &BenchArguments, socket: &Path, keep_files: bool)
         return Ok(Vec::new());
     }
     let pinned = if arguments.no_pin { None } else { Pinned::new() };
-    let (raw, process, agreed) = connect(arguments, socket)?;
+    let Connected { raw, process, agreed, .. } = connect(arguments, socket, arguments.queues)?;
     pinned.as_ref().inspect(|pinned| pinned.move_away(process.pids()));
     let needed = |unit: &str| chosen.iter().any(|(row, _)| row.unit == unit);
     let needs = Needs { many: needed("names"), walk: needed("files walked") };
@@ -217,18 +222,27 @@ fn measure_cached(arguments: &BenchArguments, socket: &Path) -> Result<Vec<Cell>
     Ok(cells)
 }
 
-fn connect(arguments: &BenchArguments, socket: &Path) -> Result<(RawConnection, Process, InitOut)> {
+/// A connection for single requests.
+struct Connected {
+    raw: RawConnection,
+    process: Process,
+    agreed: InitOut,
+    queues: usize,
+}
+
+fn connect(arguments: &BenchArguments, socket: &Path, most_queues: u16) -> Result<Connected> {
     let options = LinkOptions {
         pages: LINK_PAGES,
-        request_queues: arguments.queues,
+        request_queues: most_queues,
         poll_us: arguments.poll_us,
         ..LinkOptions::default()
     };
     let link = VhostUserLink::connect(socket, options)?;
+    let queues = link.request_queues();
     let process = Process::new(link.server_process().context("which process is the server?")?);
     let raw = RawConnection::over(Arc::new(link) as Arc<dyn Link>).with_patience(PATIENCE);
     let agreed = raw.init(LINUX_FLAGS).context("the server does not agree to INIT")?;
-    Ok((raw, process, agreed))
+    Ok(Connected { raw, process, agreed, queues })
 }
 
 fn measure_native(arguments: &BenchArguments) -> Result<Vec<Cell>> {

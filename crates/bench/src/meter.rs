@@ -10,6 +10,13 @@ use crate::process::Process;
 const WARM_UP_PART: u32 = 8;
 /// Times of single steps that are kept for the distribution, at most.
 const LATENCIES_MAX: usize = 1 << 20;
+/// Points of a distribution.
+pub(crate) const LATENCY_PARTS: usize = 31;
+
+/// Which part of all times is below a point of the distribution: 0, 0.9 at the tenth, 0.99 at the twentieth, 0.999 at the last.
+pub(crate) fn part_below(index: usize) -> f64 {
+    1.0 - 10f64.powf(-(index as f64) / 10.0)
+}
 
 /// What one row came to.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +31,8 @@ pub struct Sample {
     pub server_resident_kib: u64,
     /// Time of the middle one and of the slowest hundredth, where operations were made one by one.
     pub latency_us: Option<[f64; 2]>,
+    /// Such times from the shortest on, each the longest of its [`part_below`].
+    pub(crate) latencies_us: Vec<f64>,
 }
 
 impl Sample {
@@ -74,7 +83,12 @@ impl<'a> Meter<'a> {
         sample.seconds = (last - begun).as_secs_f64();
         sample.server_cpu_us = self.server_cpu_us()? - cpu_before;
         sample.server_resident_kib = self.server_resident_kib()?;
-        sample.latency_us = one_by_one.then(|| percentiles(steps));
+        if one_by_one {
+            steps.sort_unstable();
+            sample.latency_us = Some([0.5, 0.99].map(|part| at_part(&steps, part)));
+            sample.latencies_us =
+                (0..LATENCY_PARTS).map(|index| at_part(&steps, part_below(index))).collect();
+        }
         Ok(sample)
     }
 
@@ -105,12 +119,11 @@ impl<'a> Meter<'a> {
     }
 }
 
-fn percentiles(mut steps_ns: Vec<u32>) -> [f64; 2] {
-    steps_ns.sort_unstable();
-    [50, 99].map(|percent| {
-        let index = (steps_ns.len() * percent / 100).min(steps_ns.len().saturating_sub(1));
-        steps_ns.get(index).map_or(0.0, |ns| f64::from(*ns) / 1e3)
-    })
+/// Of sorted times, the one that this part of them is below, in microseconds.
+fn at_part(steps_ns: &[u32], part: f64) -> f64 {
+    // A part that is a whole number of steps must not become less than it by rounding.
+    let index = (steps_ns.len() as f64 * part + 1e-6) as usize;
+    steps_ns.get(index.min(steps_ns.len().saturating_sub(1))).map_or(0.0, |ns| f64::from(*ns) / 1e3)
 }
 
 #[cfg(test)]
@@ -148,8 +161,9 @@ mod tests {
 
     #[test]
     fn the_middle_and_the_slowest_hundredth() {
-        let steps = (1..=1000).map(|us| us * 1000).collect();
-        assert_eq!(percentiles(steps), [501.0, 991.0]);
-        assert_eq!(percentiles(Vec::new()), [0.0, 0.0]);
+        let steps: Vec<u32> = (1..=1000).map(|us| us * 1000).collect();
+        assert_eq!([0.0, 0.5, 0.99, 0.999].map(|part| at_part(&steps, part)), [1.0, 501.0, 991.0, 1000.0]);
+        assert_eq!([10, 20, 30].map(|index| at_part(&steps, part_below(index))), [901.0, 991.0, 1000.0]);
+        assert_eq!(at_part(&[], 0.5), 0.0);
     }
 }

@@ -191,7 +191,7 @@ fn write_row(f: &mut fmt::Formatter<'_>, row: &ReportRow, servers: usize) -> fmt
 }
 
 /// A whole number, its digits in groups of three.
-fn grouped(value: f64) -> String {
+pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -203,7 +203,7 @@ fn grouped(value: f64) -> String {
     out
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

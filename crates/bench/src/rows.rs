@@ -70,7 +70,7 @@ pub(crate) const ROWS: [Row; 25] = [
     row!(
         "READ 4 KiB depth 16",
         "requests",
-        |subject, meter| subject.read_deep(meter, KIB_4),
+        |subject, meter| subject.read_deep(meter, KIB_4, DEPTH),
         |native, meter| { native::read(native, meter, KIB_4) }
     ),
     row!("READ 128 KiB", "requests", |subject, meter| subject.read(meter, KIB_128), |native, meter| {
@@ -125,7 +125,7 @@ impl Subject<'_> {
         })
     }
 
-    fn getattr(&self, meter: &Meter<'_>) -> Result<Sample> {
+    pub(crate) fn getattr(&self, meter: &Meter<'_>) -> Result<Sample> {
         meter.run(|| self.raw.getattr(self.tree.small_file).map(|_| 1).map_err(Into::into))
     }
 
@@ -167,7 +167,7 @@ impl Subject<'_> {
         Ok(())
     }
 
-    fn read(&self, meter: &Meter<'_>, bytes: usize) -> Result<Sample> {
+    pub(crate) fn read(&self, meter: &Meter<'_>, bytes: usize) -> Result<Sample> {
         self.largest(bytes)?;
         let (mut offset, Opened { node, handle }) = (0, self.tree.big);
         meter.run(|| {
@@ -178,11 +178,11 @@ impl Subject<'_> {
         })
     }
 
-    fn read_deep(&self, meter: &Meter<'_>, bytes: usize) -> Result<Sample> {
+    pub(crate) fn read_deep(&self, meter: &Meter<'_>, bytes: usize, depth: usize) -> Result<Sample> {
         let (mut count, Opened { node, handle }) = (0u32, self.tree.big);
-        let mut sent = Vec::with_capacity(DEPTH);
+        let mut sent = Vec::with_capacity(depth);
         let sample = meter.run(|| {
-            let answered = self.raw.stream(&mut sent, DEPTH, 16 * DEPTH, || {
+            let answered = self.raw.stream(&mut sent, depth, 16 * depth, || {
                 count = count.wrapping_add(1);
                 let offset = u64::from(count) * bytes as u64 % BIG_BYTES;
                 Call::read(node, handle, offset, Pages { first: count % 32, bytes })
@@ -280,7 +280,7 @@ impl Subject<'_> {
         })
     }
 
-    fn fsync(&self, meter: &Meter<'_>) -> Result<Sample> {
+    pub(crate) fn fsync(&self, meter: &Meter<'_>) -> Result<Sample> {
         let file = self.tree.sync[0];
         meter.run(|| {
             self.raw.write(file.node, file.handle, 0, Pages { first: 0, bytes: KIB_4 })?;

@@ -1,34 +1,29 @@
-//! The measurements, over our own server: every row comes out, and nothing of them is left in the share.
+//! The measurements, over our own server: every row and plot comes out, and nothing of them is left in the share.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use ashore_bench::BenchArguments;
 use ashore_passthrough::Passthrough;
 use ashore_server::{Limits, Session, Worker};
 use ashore_vhost_user::device::{Device, DeviceOptions, Listener};
 
-#[test]
-fn every_row_is_measured_and_the_share_is_left_as_it_was() {
-    let share = tempfile::tempdir().unwrap();
-    let session = Session::new(
-        Passthrough::new(ashore_passthrough::Options {
-            writeback: true,
-            ..ashore_passthrough::Options::new(share.path())
-        })
-        .unwrap(),
-        Limits::default(),
-    );
-    let device =
-        Device::new(DeviceOptions::default(), move |_, queue| Worker::new(Arc::clone(&session)).run(queue))
-            .unwrap();
-    let elsewhere = tempfile::tempdir().unwrap();
-    let socket = elsewhere.path().join("socket");
-    let listener = Listener::bind(&socket).unwrap();
-    // One connection for single requests, another for cached files.
-    let serving = std::thread::spawn(move || (0..2).for_each(|_| drop(device.serve(&listener))));
-    let arguments = BenchArguments {
+/// A server of our own in this process, which ends by itself after so many connections.
+fn serve(share: &Path, socket: &Path, request_queues: u16, connections: usize) -> JoinHandle<()> {
+    let options = ashore_passthrough::Options { writeback: true, ..ashore_passthrough::Options::new(share) };
+    let session = Session::new(Passthrough::new(options).unwrap(), Limits::default());
+    let options = DeviceOptions { request_queues, ..DeviceOptions::default() };
+    let work = move |_, queue| Worker::new(Arc::clone(&session)).run(queue);
+    let device = Device::new(options, work).unwrap();
+    let listener = Listener::bind(socket).unwrap();
+    std::thread::spawn(move || (0..connections).for_each(|_| drop(device.serve(&listener))))
+}
+
+fn arguments(socket: PathBuf) -> BenchArguments {
+    BenchArguments {
         socket: Some(socket),
         compare: Vec::new(),
         path: Vec::new(),
@@ -41,8 +36,16 @@ fn every_row_is_measured_and_the_share_is_left_as_it_was() {
         // Server and measurements are one process here.
         no_pin: true,
         no_native: true,
-    };
-    let report = ashore_bench::run(&arguments).unwrap();
+    }
+}
+
+#[test]
+fn every_row_is_measured_and_the_share_is_left_as_it_was() {
+    let (share, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let socket = elsewhere.path().join("socket");
+    // One connection for single requests, another for cached files.
+    let serving = serve(share.path(), &socket, 1, 2);
+    let report = ashore_bench::run(&arguments(socket)).unwrap();
     assert_eq!(report.rows.len(), 25);
     for row in &report.rows {
         let sample = row.servers[0].as_ref().unwrap_or_else(|why| panic!("{}: {why}", row.name));
@@ -54,6 +57,37 @@ fn every_row_is_measured_and_the_share_is_left_as_it_was() {
     }
     serving.join().unwrap();
     assert_eq!(std::fs::read_dir(share.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_plots_are_drawn_and_the_share_is_left_as_it_was() {
+    let (share, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let socket = elsewhere.path().join("server");
+    let serving = serve(share.path(), &socket, 1, 1);
+    let directory = elsewhere.path().join("plots");
+    let files = ashore_bench::plot(&arguments(socket), &directory).unwrap();
+    assert_eq!(files, ["depth.svg", "queues.svg", "latency.svg"].map(|name| directory.join(name)));
+    for (file, curves) in files.iter().zip([1, 0, 3]) {
+        let drawn = std::fs::read_to_string(file).unwrap();
+        assert!(drawn.starts_with("<svg") && drawn.contains(">server</text>"), "{drawn}");
+        assert_eq!(drawn.matches("<polyline").count(), curves, "{drawn}");
+        assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
+    }
+    serving.join().unwrap();
+    assert_eq!(std::fs::read_dir(share.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn with_two_queues_one_is_measured_too() {
+    // No more queues than processors.
+    let queues = std::thread::available_parallelism().unwrap().get().min(2);
+    let (share, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let socket = elsewhere.path().join("server");
+    let serving = serve(share.path(), &socket, 2, queues);
+    ashore_bench::plot(&arguments(socket), elsewhere.path()).unwrap();
+    let drawn = std::fs::read_to_string(elsewhere.path().join("queues.svg")).unwrap();
+    assert_eq!(drawn.matches("<rect x").count(), queues, "{drawn}");
+    serving.join().unwrap();
 }
 
 #[test]
