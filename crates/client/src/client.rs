@@ -25,8 +25,9 @@ use crate::shell::patience::Patience;
 
 /// Permissions of a file that is made without any being named.
 const DEFAULT_FILE_MODE: u32 = 0o644;
-/// How often a path is walked anew, at most, because what it led to has been replaced meanwhile.
-const STALE_TRIES: usize = 8;
+/// How often a path is walked anew, at most, because what it led to has been replaced meanwhile. Somebody who does nothing but
+/// replace it leaves it for about as long as LOOKUP and OPEN take; 8 were too few beside virtiofsd in one of a few thousand reads.
+const STALE_TRIES: usize = 64;
 
 /// A handle on a mounted file system.
 ///
