@@ -157,6 +157,7 @@ mod tests {
         turns.begin(0);
         assert!(mark.passed());
     }
+
     #[test]
     fn a_mark_waits_for_all_that_a_thread_had_taken_at_once_and_for_nothing_it_took_later() {
         let turns = Arc::new(Turns::new(2));

@@ -108,9 +108,14 @@ impl<F: FileSystem> Session<F> {
 
     /// Goes on with a client of the process before this one, whose INIT this was, and was answered so.
     pub(crate) fn resume(&self, init: &[u8], answer: &[u8]) -> Result<(), ResumeError> {
+        self.agree_again(init, answer, &self.implemented())
+    }
+
+    /// Agrees to an INIT by this table, if that comes to the answer that it had.
+    fn agree_again(&self, init: &[u8], answer: &[u8], table: &Implemented) -> Result<(), ResumeError> {
         let request = Request::parse(init, 0, Dialect::default()).map_err(|_| ResumeError::NoInit)?;
         let Operation::Init { offer } = request.operation else { return Err(ResumeError::NoInit) };
-        match init::negotiate(&offer, &self.implemented()) {
+        match init::negotiate(&offer, table) {
             Outcome::Agreed(reply, agreement) if reply.as_bytes() == answer => {
                 self.greet(&offer, &agreement);
                 *self.greeting.lock() = Some((init.to_vec(), answer.to_vec()));
@@ -123,8 +128,6 @@ impl<F: FileSystem> Session<F> {
     /// Goes on with a client of another server. What that one did not offer is not used with this client; what it did has to
     /// be had here.
     pub(crate) fn take_over(&self, init: &[u8], answer: &[u8]) -> Result<(), ResumeError> {
-        let request = Request::parse(init, 0, Dialect::default()).map_err(|_| ResumeError::NoInit)?;
-        let Operation::Init { offer } = request.operation else { return Err(ResumeError::NoInit) };
         let promised = InitOut::read_from_bytes(answer).map_err(|_| ResumeError::NoInit)?;
         let flags = InitFlags::from_bits_retain(u64::from(promised.flags2) << 32 | u64::from(promised.flags));
         let mut table = self.implemented();
@@ -137,14 +140,7 @@ impl<F: FileSystem> Session<F> {
         if !required.is_empty() {
             return Err(ResumeError::Lacks(required));
         }
-        match init::negotiate(&offer, &table) {
-            Outcome::Agreed(reply, agreement) if reply.as_bytes() == answer => {
-                self.greet(&offer, &agreement);
-                *self.greeting.lock() = Some((init.to_vec(), answer.to_vec()));
-                Ok(())
-            }
-            _ => Err(ResumeError::Differs),
-        }
+        self.agree_again(init, answer, &table)
     }
 
     /// The INIT of the client, and its answer; `None` if there is no client.
