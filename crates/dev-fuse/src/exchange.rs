@@ -15,7 +15,8 @@ use zerocopy::FromBytes;
 use crate::backlog::{FuseBacklog, Turns};
 use crate::buffers::{PAGE_SIZE, PageBuffer, Pool, Slot};
 use crate::device::Device;
-use crate::ring::{self, RingPlace, Rings};
+use crate::ring::{self, RingPlace};
+use crate::rings::Rings;
 use crate::write_back::{Effect, WriteBack};
 
 const HELD: &str = "a request's memory is given back only when the request is dropped";

@@ -37,7 +37,7 @@
 //! The kernel is on our side of every boundary: what it sends is parsed with the same care as what a guest sends, but it
 //! cannot change a request that was read. So payloads lie in memory of ours, and there is no unsafe code but five
 //! system calls that have no safe wrapper, and the rings of FUSE over io_uring (`sys.rs`), which is used where the kernel
-//! offers it (`ring.rs`).
+//! offers it (`rings.rs`, `ring.rs`).
 
 mod backing;
 mod backlog;
@@ -53,6 +53,7 @@ mod options;
 mod queue;
 mod relay;
 mod ring;
+mod rings;
 mod sys;
 mod write_back;
 

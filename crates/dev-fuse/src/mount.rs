@@ -28,7 +28,8 @@ use crate::loop_device::LoopDevice;
 use crate::notify::Notifier;
 use crate::options::{MountError, MountOptions, Transport};
 use crate::queue::FuseQueue;
-use crate::ring::{self, RingQueue, Rings};
+use crate::ring::RingQueue;
+use crate::rings::{self, Rings};
 use crate::write_back::{WAITING_SYNCS_MAX, WriteBack};
 
 /// The kind of file at the mount point, in a mode.
@@ -117,7 +118,7 @@ impl MountOptions {
         if self.transport == Transport::Device {
             return Ok(None);
         }
-        let made = match ring::obstacle() {
+        let made = match rings::obstacle() {
             Some(obstacle) => Err(obstacle),
             None => Rings::new().map_err(|error| format!("io_uring is not for this process: {error}")),
         };

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use crate::device::Came;
 use crate::exchange::{FuseExchange, Origin};
 use crate::notify::Notifier;
-use crate::ring::{Decision, Next, RingQueue};
+use crate::ring::{Next, RingQueue};
+use crate::rings::Decision;
 
 /// How long to leave the kernel alone after it had no memory for a request.
 const BREATHER: Duration = Duration::from_millis(10);

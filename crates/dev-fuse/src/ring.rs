@@ -10,7 +10,7 @@
 //! waits for the next. The request is brought by the ring's own thread, in that call; so only this thread may give slots back, and
 //! an exchange that ends on another thread leaves its slot in `Returned` and wakes it.
 //!
-//! Until INIT is answered requests come by read(2), and the queue waits for what the answer says.
+//! Until INIT is answered requests come by read(2), and the queue waits for what the answer says: see `rings.rs`.
 //!
 //! # A queue never runs dry
 //!
@@ -27,19 +27,14 @@
 //! take long, which are refused above `IN_FLIGHT_MAX`.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ashore_wire::abi::{
-    IN_HEADER_SIZE, InHeader, InitIn, InitOut, OUT_HEADER_SIZE, OutHeader, UringEntInOut, UringReqHeader,
-};
-use ashore_wire::flags::InitFlags;
-use ashore_wire::init::offered_flags;
+use ashore_wire::abi::{IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE, OutHeader, UringEntInOut, UringReqHeader};
 use ashore_wire::{NodeId, Opcode};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -48,113 +43,15 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::buffers::{PAGE_SIZE, Slot};
 use crate::exchange::{FuseBulk, FuseExchange, Origin};
 use crate::notify::Notifier;
+use crate::rings::{Decision, Rings};
 use crate::sys::{Completion, Ring};
 
 /// Slots that a queue begins with.
-const SLOTS: usize = 4;
+pub(crate) const SLOTS: usize = 4;
 /// Slots that the kernel has before a queue's thread sleeps.
 const SPARE: usize = 2;
 /// Files of each kind that are tried, at most, when the kernel is to be made to look.
 const FILES_TRIED: usize = 64;
-/// Where the kernel says whether it offers this.
-const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
-/// The processors there can be, each of which has a queue.
-const PROCESSORS: &str = "/sys/devices/system/cpu/possible";
-/// The kernel refuses less room for a payload (`FUSE_MIN_READ_BUFFER`).
-const SHORTEST_PAYLOAD: usize = 8192;
-/// Pages in a request if INIT does not say.
-const PAGES_UNLESS_AGREED: usize = 32;
-
-/// Why there are no rings.
-pub(crate) fn obstacle() -> Option<String> {
-    match fs::read_to_string(PARAMETER) {
-        Ok(value) if value.trim() == "Y" => None,
-        Ok(_) => Some(format!("the kernel does not offer it; as root: echo Y > {PARAMETER}")),
-        Err(_) => Some(
-            "the kernel does not have it; Linux 6.14 is the first that can (CONFIG_FUSE_IO_URING)".into(),
-        ),
-    }
-}
-
-/// What INIT's answer says about the rings of a mount, and their queues, which wait for it.
-pub(crate) struct Rings {
-    decision: Mutex<Option<Decision>>,
-    decided: Condvar,
-    processors: u16,
-}
-
-/// How requests come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Decision {
-    /// Through rings; payloads have so many bytes at most.
-    Rings(usize),
-    /// By read(2).
-    Reading,
-}
-
-impl Rings {
-    /// Makes the rings, one for each processor, and nothing of it if one of them cannot be made.
-    pub(crate) fn new() -> io::Result<(Arc<Rings>, Vec<RingQueue>)> {
-        let processors = possible_processors(&fs::read_to_string(PROCESSORS)?)
-            .ok_or_else(|| io::Error::other(format!("{PROCESSORS} is not understood")))?;
-        let rings = Arc::new(Rings { decision: Mutex::default(), decided: Condvar::new(), processors });
-        let queue = |processor| RingQueue::new(Arc::clone(&rings), processor);
-        let queues = (0..processors).map(queue).collect::<io::Result<_>>()?;
-        Ok((rings, queues))
-    }
-
-    /// Looks at an answer that goes to the kernel. If it is the one to INIT it gets our word as well: the server behind knows
-    /// nothing of how its requests come.
-    pub(crate) fn agree(&self, head: &[u8], body: &mut [u8]) -> Option<Decision> {
-        let (header, arguments) = InHeader::ref_from_prefix(head).ok()?;
-        if header.opcode != Opcode::Init as u32 {
-            return None;
-        }
-        let offered = InitIn::read_from_prefix(arguments).map(|(offer, _)| offered_flags(&offer)).ok()?;
-        let Ok((reply, _)) = InitOut::mut_from_prefix(body) else { return Some(Decision::Reading) };
-        // A kernel of another major version is asked to say it again.
-        if reply.max_write == 0 {
-            return None;
-        }
-        if !offered.contains(InitFlags::OVER_IO_URING) {
-            tracing::warn!(
-                "FUSE over io_uring: the kernel did not offer it; requests are read from /dev/fuse"
-            );
-            return Some(Decision::Reading);
-        }
-        reply.flags |= InitFlags::INIT_EXT.bits() as u32;
-        reply.flags2 |= (InitFlags::OVER_IO_URING.bits() >> 32) as u32;
-        let pages = if reply.max_pages == 0 { PAGES_UNLESS_AGREED } else { usize::from(reply.max_pages) };
-        let payload = (reply.max_write as usize).max(pages * PAGE_SIZE).max(SHORTEST_PAYLOAD);
-        tracing::info!(
-            "FUSE over io_uring: {} queues, one for each processor, of {SLOTS} requests of {payload} bytes",
-            self.processors
-        );
-        Some(Decision::Rings(payload))
-    }
-
-    /// The answer to INIT has gone, or none will. What was said first holds.
-    pub(crate) fn decide(&self, decision: Decision) {
-        self.decision.lock().get_or_insert(decision);
-        self.decided.notify_all();
-    }
-
-    fn wait(&self) -> Decision {
-        let mut decision = self.decision.lock();
-        loop {
-            match *decision {
-                Some(decision) => return decision,
-                None => self.decided.wait(&mut decision),
-            }
-        }
-    }
-}
-
-/// How many processors there can be, from the list that the kernel shows: `0` or `0-7`.
-fn possible_processors(list: &str) -> Option<u16> {
-    let last = list.trim().rsplit(['-', ',']).next()?;
-    last.parse::<u16>().ok()?.checked_add(1)
-}
 
 /// Slots that exchanges have given back, with answers in them.
 pub(crate) struct Returned {
@@ -243,7 +140,7 @@ pub(crate) enum Next {
 }
 
 impl RingQueue {
-    fn new(rings: Arc<Rings>, processor: u16) -> io::Result<RingQueue> {
+    pub(crate) fn new(rings: Arc<Rings>, processor: u16) -> io::Result<RingQueue> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let returned = Returned { slots: Mutex::default(), asleep: AtomicBool::new(false), wake };
         Ok(RingQueue {
@@ -501,36 +398,5 @@ mod tests {
         area.ring_ent_in_out.payload_sz = u32::MAX;
         take_request(&mut slot);
         assert!(slot.head.bytes().len() <= IN_HEADER_SIZE + 128 + PAGE_SIZE);
-    }
-
-    #[test]
-    fn the_word_about_rings_is_said_only_to_a_kernel_that_offers_them() {
-        let rings = Rings { decision: Mutex::default(), decided: Condvar::new(), processors: 2 };
-        let answer = InitOut { max_write: 1 << 20, max_pages: 256, ..Default::default() };
-        let ask = |flags: InitFlags| {
-            let offer = InitIn {
-                major: 7,
-                minor: 45,
-                flags: flags.bits() as u32,
-                flags2: (flags.bits() >> 32) as u32,
-                ..Default::default()
-            };
-            let head = [header(Opcode::Init, size_of::<InitIn>()).as_bytes(), offer.as_bytes()].concat();
-            let mut words = [0u64; 8];
-            words.as_mut_bytes().copy_from_slice(answer.as_bytes());
-            let decision = rings.agree(&head, words.as_mut_bytes());
-            (decision, InitOut::read_from_bytes(words.as_bytes()).unwrap().flags2)
-        };
-        let ext = InitFlags::INIT_EXT;
-        assert_eq!(ask(ext), (Some(Decision::Reading), 0));
-        assert_eq!(ask(ext | InitFlags::OVER_IO_URING), (Some(Decision::Rings(1 << 20)), 1 << 9));
-        assert_eq!(rings.agree(header(Opcode::Lookup, 0).as_bytes(), &mut []), None);
-    }
-
-    #[test]
-    fn processors_are_counted_from_the_kernels_list() {
-        assert_eq!(possible_processors("0-1\n"), Some(2));
-        assert_eq!(possible_processors("0\n"), Some(1));
-        assert_eq!(possible_processors(""), None);
     }
 }
