@@ -491,6 +491,38 @@ fn a_mark_is_passed_when_what_was_available_has_been_taken_and_its_taker_came_ba
     [first, second, third].into_iter().for_each(|exchange| answer(exchange, b""));
 }
 
+/// Being woken costs more than most requests, so who waits for a hundred is not woken by each.
+#[test]
+fn who_waits_for_a_mark_is_woken_when_all_of_it_has_been_passed() {
+    const REQUESTS: u16 = 30;
+    let (mut driver, mut queue, other) = Driver::detached(64, true, 0);
+    for index in 0..REQUESTS {
+        driver.put_request(2 * index, &request(GETATTR, index.into(), &[]), 16);
+        driver.make_available(2 * index);
+    }
+    let mark = other.backlog().mark();
+    let waiting = std::thread::spawn(move || {
+        let before = sleeps_of_this_thread();
+        assert!(mark.wait(SOON));
+        sleeps_of_this_thread() - before
+    });
+    std::thread::sleep(MOMENT);
+    for _ in 0..REQUESTS {
+        assert!(queue.try_next().is_some());
+        // Time enough to be woken, and to sleep again.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(queue.try_next().is_none());
+    let sleeps = waiting.join().unwrap();
+    assert!((1..5).contains(&sleeps), "slept {sleeps} times");
+}
+
+fn sleeps_of_this_thread() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
 #[test]
 fn a_queue_that_ends_has_passed_every_mark() {
     let (mut driver, queue, other) = Driver::detached(8, true, 0);

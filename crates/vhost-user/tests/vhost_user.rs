@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ashore_vhost_user::device::{
     Device, DeviceOptions, DeviceQueue, DeviceState, Ended, Listener, QueueIndex, RingExchange, ServeError,
@@ -676,6 +676,65 @@ fn a_mark_counts_what_waits_in_other_queues() {
     }
     assert!(mark.wait(SOON), "the third came after the mark");
     release.send(()).unwrap();
+    drop(vmm);
+    served.join().unwrap().unwrap();
+}
+
+/// One FORGET wakes the thread, and those behind it neither wake it nor wake the driver one by one.
+#[test]
+fn what_comes_by_hiprio_gathers_while_its_thread_naps() {
+    const FORGETS: u16 = 30;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let listener = Listener::bind(&path).unwrap();
+    let hiprio_nap = Duration::from_millis(300);
+    let tag = Tag::new("t").ok();
+    let options = DeviceOptions { request_queues: 2, tag, hiprio_nap, ..DeviceOptions::default() };
+    let device = Device::new(options, answer_all).unwrap();
+    let served = thread::spawn(move || (device.serve(&listener).unwrap(), device.counters()));
+    let (vmm, _memory, mut drivers) = running(UnixStream::connect(&path).unwrap());
+    let begun = Instant::now();
+    for id in 0..FORGETS {
+        send(&mut drivers[0], 2 * id, id.into());
+        // Each for itself, as from a guest that is slower than we are.
+        thread::sleep(Duration::from_millis(2));
+    }
+    for _ in 0..FORGETS {
+        assert!(drivers[0].wait_used(SOON).is_some(), "all are served, and the driver hears of it");
+    }
+    assert!(begun.elapsed() >= hiprio_nap);
+    drop(vmm);
+    let (_, counters) = served.join().unwrap();
+    assert_eq!(counters[0].requests, u64::from(FORGETS));
+    assert!(counters[0].wake_ups <= 3, "{}", counters[0]);
+    assert!(counters[0].notifications <= 6, "{}", counters[0]);
+}
+
+#[test]
+fn a_mark_does_not_wait_for_a_nap() {
+    let (sender, receiver) = mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let options = DeviceOptions { hiprio_nap: SOON * 100, ..DeviceOptions::default() };
+    let (socket, served, _stop) = device_with(options, move |index, mut queue| {
+        while let Some(exchange) = queue.next() {
+            if index.0 == 1 {
+                sender.lock().unwrap().send(exchange.backlog()).unwrap();
+            }
+            answer(exchange);
+        }
+    });
+    let (vmm, _memory, mut drivers) = running(socket);
+    send(&mut drivers[0], 0, 1);
+    let begun = Instant::now();
+    while drivers[0].used().is_none() {
+        assert!(begun.elapsed() < SOON, "the first is served at once");
+    }
+    thread::sleep(MOMENT);
+    send(&mut drivers[0], 2, 2);
+    assert!(drivers[0].wait_used(MOMENT).is_none(), "the second finds the thread napping");
+    send(&mut drivers[1], 0, 3);
+    let mark = receiver.recv_timeout(SOON).unwrap().mark();
+    assert!(mark.wait(SOON), "who waits for the second ends the nap");
     drop(vmm);
     served.join().unwrap().unwrap();
 }

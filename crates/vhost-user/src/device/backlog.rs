@@ -13,6 +13,10 @@
 //!
 //! All four are in one order, so either the waiter sees the new position or the thread sees the waiter; and since
 //! the waiter looks and falls asleep under the lock that the thread takes to wake him, the call is not missed.
+//!
+//! A queue comes past many positions before one that somebody waits for, so the thread wakes nobody until all that one of them waits
+//! for has been passed. It looks under the lock: of two queues that are both waited for, the second to take it sees what the first
+//! has moved.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,8 +37,15 @@ pub(crate) struct DeviceBacklog {
 #[derive(Debug, Default)]
 struct Waiters {
     waiting: AtomicUsize,
-    lock: Mutex<()>,
-    moved: Condvar,
+    for_what: Mutex<Vec<Arc<Targets>>>,
+    passed: Condvar,
+}
+
+/// The position that each queue has to come to.
+type Targets = [(Arc<Shared>, u64)];
+
+fn have_passed(targets: &Targets) -> bool {
+    targets.iter().all(|(queue, target)| queue.has_ended() || queue.position() >= *target)
 }
 
 impl DeviceBacklog {
@@ -49,8 +60,10 @@ impl DeviceBacklog {
     /// A position has moved, or a queue has ended.
     pub(crate) fn moved(&self) {
         if self.waiters.waiting.load(Ordering::SeqCst) > 0 {
-            let _lock = self.waiters.lock.lock();
-            self.waiters.moved.notify_all();
+            let waiting = self.waiters.for_what.lock();
+            if waiting.iter().any(|targets| have_passed(targets)) {
+                self.waiters.passed.notify_all();
+            }
         }
     }
 }
@@ -79,13 +92,13 @@ fn available_end(queue: &Shared) -> u64 {
 }
 
 struct Mark {
-    targets: Vec<(Arc<Shared>, u64)>,
+    targets: Arc<Targets>,
     waiters: Arc<Waiters>,
 }
 
 impl BacklogMark for Mark {
     fn passed(&self) -> bool {
-        self.targets.iter().all(|(queue, target)| queue.has_ended() || queue.position() >= *target)
+        have_passed(&self.targets)
     }
 
     fn wait(&self, timeout: Duration) -> bool {
@@ -93,19 +106,27 @@ impl BacklogMark for Mark {
             return true;
         }
         let deadline = Instant::now().checked_add(timeout);
+        self.targets.iter().for_each(|(queue, target)| {
+            if queue.position() < *target {
+                queue.end_nap();
+            }
+        });
         self.waiters.waiting.fetch_add(1, Ordering::SeqCst);
-        let mut lock = self.waiters.lock.lock();
+        let mut waiting = self.waiters.for_what.lock();
+        waiting.push(Arc::clone(&self.targets));
         let passed = loop {
             if self.passed() {
                 break true;
             }
             match deadline {
                 Some(deadline) if Instant::now() >= deadline => break false,
-                Some(deadline) => drop(self.waiters.moved.wait_until(&mut lock, deadline)),
-                None => self.waiters.moved.wait(&mut lock),
+                Some(deadline) => drop(self.waiters.passed.wait_until(&mut waiting, deadline)),
+                None => self.waiters.passed.wait(&mut waiting),
             }
         };
-        drop(lock);
+        let ours = waiting.iter().position(|targets| Arc::ptr_eq(targets, &self.targets));
+        ours.map(|place| waiting.swap_remove(place));
+        drop(waiting);
         self.waiters.waiting.fetch_sub(1, Ordering::SeqCst);
         passed
     }

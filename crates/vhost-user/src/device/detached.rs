@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ashore_wire::seam::Backlog;
 
@@ -70,6 +71,7 @@ impl DeviceQueue {
             call,
             error: None,
             poll_us: 0,
+            nap: Duration::ZERO,
             empty_handed: Arc::default(),
             inflight: None,
             marks: None,

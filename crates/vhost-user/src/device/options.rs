@@ -1,6 +1,7 @@
 //! What the embedding program decides about a device.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Most request queues a device offers.
 pub(crate) const REQUEST_QUEUES_MAX: u16 = 64;
@@ -17,13 +18,23 @@ pub struct DeviceOptions {
     /// How long a queue's thread looks for new requests before it sleeps. 0: sleep at once. What it saves is a
     /// wake-up, and what it costs is a CPU that is busy waiting.
     pub poll_us: u32,
+    /// How long the thread of the hiprio queue lets requests gather once it has served one: FORGETs come one behind the other,
+    /// nobody waits for them, and each would be a notification in both directions. So an INTERRUPT behind a FORGET may take this
+    /// long; a sync does not wait for it. Zero: each at once.
+    pub hiprio_nap: Duration,
     /// Have VMMs keep what is in flight (INFLIGHT_SHMFD). For servers that can go on where one was that was killed.
     pub keep_inflight: bool,
 }
 
 impl Default for DeviceOptions {
     fn default() -> DeviceOptions {
-        DeviceOptions { request_queues: 1, tag: None, poll_us: 0, keep_inflight: false }
+        DeviceOptions {
+            request_queues: 1,
+            tag: None,
+            poll_us: 0,
+            hiprio_nap: Duration::from_millis(1),
+            keep_inflight: false,
+        }
     }
 }
 

@@ -10,6 +10,10 @@
 //!        v
 //!      return
 //! ```
+//!
+//! By hiprio come FORGETs, one behind the other, for which nobody waits. To be notified of each and to notify of each costs far
+//! more than they do. So a thread that has served some there naps, while more of them gather, before it announces anything and asks
+//! for a kick. A sync that has to wait for one ends the nap ([`Shared::end_nap`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -53,6 +57,8 @@ pub struct DeviceQueue {
     map_generation: u64,
     complaints: Complaints,
     look: Look,
+    /// It has served something since it last napped.
+    may_nap: bool,
     sleeper: Sleeper,
     /// Notifications that came without a request, before the first one.
     empty_kicks: EmptyKicks,
@@ -97,8 +103,7 @@ impl DeviceQueue {
         let sleeper = Sleeper::new(&shared.wake)?;
         let (map, map_generation) = shared.memory.current();
         let next = shared.position();
-        // Nobody waits for what comes by hiprio.
-        let look = Look::new(if shared.index().is_hiprio() { 0 } else { shared.poll_us });
+        let look = Look::new(shared.poll_us);
         let available = (next as u16).wrapping_add(again.len() as u16);
         let complaints = Complaints::default();
         shared.disable_kicks();
@@ -111,6 +116,7 @@ impl DeviceQueue {
             map_generation,
             complaints,
             look,
+            may_nap: false,
             sleeper,
             empty_kicks: EmptyKicks::Count(0),
             has_thread: false,
@@ -146,6 +152,7 @@ impl DeviceQueue {
         let Some(mut slot) = self.shared.begin(chain) else { return Err(RingBroken::TooManyInFlight) };
         self.next += 1;
         self.empty_kicks = EmptyKicks::NoLongerCounted;
+        self.may_nap = true;
         self.shared.counters.requests.add_one();
         self.refresh_map();
         match slot.load(&self.shared.ring, &self.map, chain) {
@@ -209,6 +216,10 @@ impl DeviceQueue {
     }
 
     fn wait(&mut self) {
+        if std::mem::take(&mut self.may_nap) && !self.shared.nap.is_zero() {
+            self.sleep(Some(self.shared.nap));
+            return;
+        }
         self.shared.announce_now();
         let next = self.next as u16;
         let (ring, stopping) = (&self.shared.ring, || self.shared.is_stopping());
@@ -217,7 +228,7 @@ impl DeviceQueue {
         }
         // Whether the guest was asked before or after it looked, one of us notices: see `enable_kicks`.
         if !self.shared.enable_kicks(next) {
-            let kicked = self.sleep();
+            let kicked = self.sleep(None);
             self.shared.counters.wake_ups.add_one();
             self.look.woken();
             if kicked && self.shared.ring.available_index() == next {
@@ -243,11 +254,11 @@ impl DeviceQueue {
         }
     }
 
-    /// Sleeps until woken; says whether it was the guest who did it.
-    fn sleep(&mut self) -> bool {
+    /// Sleeps until woken, or until the time is up; says whether it was the guest who did it.
+    fn sleep(&mut self, timeout: Option<Duration>) -> bool {
         let kick = self.shared.kick.lock().clone();
         let kicked = match &kick {
-            Kick::Event(fd) => self.sleeper.sleep(Some(fd), None),
+            Kick::Event(fd) => self.sleeper.sleep(Some(fd), timeout),
             Kick::Polling => self.sleeper.sleep(None, Some(LOOK_WITHOUT_KICK)),
         };
         if kicked == Readiness::Broken {

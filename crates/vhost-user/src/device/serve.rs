@@ -77,6 +77,7 @@ impl Device {
             handler: Arc::new(handler),
             backlog: Arc::new(DeviceBacklog::default()),
             poll_us: options.poll_us,
+            hiprio_nap: options.hiprio_nap,
             on_reset: Arc::new(|| {}),
             empty_handed: Arc::default(),
         };

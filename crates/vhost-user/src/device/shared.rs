@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Memory>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) poll_us: u32,
+    /// How long the thread lets requests gather once it has served one.
+    pub(crate) nap: Duration,
     /// Set where notifications come and requests do not.
     pub(crate) empty_handed: Arc<AtomicBool>,
     backlog: Arc<DeviceBacklog>,
@@ -95,6 +97,7 @@ pub(crate) struct Parts {
     pub(crate) call: Option<OwnedFd>,
     pub(crate) error: Option<OwnedFd>,
     pub(crate) poll_us: u32,
+    pub(crate) nap: Duration,
     pub(crate) empty_handed: Arc<AtomicBool>,
     pub(crate) inflight: Option<Inflight>,
     pub(crate) marks: Option<Marks>,
@@ -127,7 +130,7 @@ struct Used {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> std::io::Result<Shared> {
         let Parts { index, ring, base, memory, counters, backlog, kick, call, error, poll_us, .. } = parts;
-        let Parts { empty_handed, inflight, marks, .. } = parts;
+        let Parts { empty_handed, inflight, marks, nap, .. } = parts;
         let marking = AtomicBool::new(marks.is_some());
         let next = ring.used_index();
         let used = Used {
@@ -149,6 +152,7 @@ impl Shared {
             memory,
             counters,
             poll_us,
+            nap,
             empty_handed,
             backlog,
             used: Mutex::new(used),
@@ -339,6 +343,13 @@ impl Shared {
         if self.position.load(Ordering::Relaxed) != position {
             self.position.swap(position, Ordering::SeqCst);
             self.backlog.moved();
+        }
+    }
+
+    /// Somebody waits for what is available here: its thread takes it now if it naps.
+    pub(crate) fn end_nap(&self) {
+        if !self.nap.is_zero() {
+            self.wake.set();
         }
     }
 

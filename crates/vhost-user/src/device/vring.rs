@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::QueueIndex;
 use super::backlog::DeviceBacklog;
@@ -36,6 +37,7 @@ pub(crate) struct Surroundings {
     pub(crate) handler: Arc<Handler>,
     pub(crate) backlog: Arc<DeviceBacklog>,
     pub(crate) poll_us: u32,
+    pub(crate) hiprio_nap: Duration,
     /// Called when the VMM resets the device, with all queues stopped.
     pub(crate) on_reset: Arc<dyn Fn() + Send + Sync>,
     /// Set by a queue that was notified of requests that are not there.
@@ -225,7 +227,9 @@ impl Vring {
             kick,
             call: clone(&self.call)?,
             error: clone(&self.error)?,
-            poll_us: self.surroundings.poll_us,
+            // Nobody waits for what comes by hiprio.
+            poll_us: if self.index.is_hiprio() { 0 } else { self.surroundings.poll_us },
+            nap: if self.index.is_hiprio() { self.surroundings.hiprio_nap } else { Duration::ZERO },
             empty_handed: self.surroundings.empty_handed.clone(),
             inflight,
             marks: self.marks.clone(),
