@@ -10,6 +10,7 @@ mod manual;
 mod metrics;
 mod migration;
 mod mount;
+mod processors;
 mod serve;
 mod service;
 mod signals;

@@ -23,6 +23,7 @@ use crate::isolation::{self, IsolationArguments};
 use crate::logging::{self, LogLevel};
 use crate::metrics;
 use crate::migration::MigrationArguments;
+use crate::processors::Processors;
 use crate::service::Manager;
 use crate::signals;
 use crate::state_file::StateFile;
@@ -58,6 +59,11 @@ pub(crate) struct ServeArguments {
     /// less, down to nothing; an idle server sleeps. 0: sleep at once
     #[arg(long, value_name = "US", default_value_t = 25)]
     poll_us: u32,
+
+    /// Keep each request queue's thread on one processor: the first queue's on the first of the list, such as 0,2-3, and so on, from
+    /// its beginning again if there are more queues. All other threads, hiprio's too, go wherever this process may
+    #[arg(long, value_name = "PROCESSORS")]
+    queue_affinity: Option<Processors>,
 
     /// Listen again when the VMM has disconnected, rather than end
     #[arg(long)]
@@ -315,6 +321,7 @@ pub(crate) fn serve(mut arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     }
     let shared_dir = arguments.shared_dir()?;
     arguments.check_state_file()?;
+    arguments.queue_affinity.as_ref().map(Processors::check).transpose()?;
     let entrance = arguments.open_entrance()?;
     match arguments.isolation.isolation().enter(shared_dir)? {
         Side::Outside(keeper) => isolation::wait_for_server(keeper),
@@ -348,7 +355,12 @@ fn serve_inside(
     let observed = arguments.metrics();
     let (queue_session, queue_metrics) = (Arc::clone(&session), observed.clone());
     let queue_journal = journal.clone();
+    let affinity = arguments.queue_affinity.clone();
     let device = Device::new(arguments.device_options()?, move |number, queue| {
+        // None for hiprio, which is number 0.
+        if let (Some(processors), Some(number)) = (&affinity, NonZeroU16::new(number.0)) {
+            processors.tie(number);
+        }
         let worker = Worker::new(Arc::clone(&queue_session));
         let number = number.0.into();
         match (&queue_metrics, &queue_journal) {
@@ -516,7 +528,7 @@ impl ServeArguments {
         let tag = self.tag.as_deref().map(Tag::new).transpose()?;
         let request_queues = self.num_request_queues.get();
         let keep_inflight = self.state_file.is_some();
-        Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us, keep_inflight })
+        Ok(DeviceOptions { request_queues, tag, poll_us: self.poll_us, keep_inflight, ..Default::default() })
     }
 
     fn open_entrance(&self) -> anyhow::Result<Entrance> {

@@ -204,6 +204,27 @@ fn how_requests_come_is_said_and_io_uring_is_refused_where_the_kernel_does_not_o
     }
 }
 
+/// Through io_uring each queue's thread is tied to its processor.
+#[test]
+fn what_takes_long_is_not_tied_to_the_processor_of_the_queue_it_came_by() {
+    let place = Place::new();
+    let running = place.start(&[]);
+    fs::File::create(place.here("file")).unwrap().sync_all().unwrap();
+    let tasks = PathBuf::from(format!("/proc/{}/task", running.id()));
+    let allowed = |thread: &Path| {
+        let status = fs::read_to_string(thread.join("status")).unwrap();
+        status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap().to_owned()
+    };
+    let threads: Vec<_> = fs::read_dir(&tasks).unwrap().map(|thread| thread.unwrap().path()).collect();
+    let name = |thread: &PathBuf| fs::read_to_string(thread.join("comm")).unwrap();
+    let ones = |prefix: &str| threads.iter().filter(|thread| name(thread).starts_with(prefix)).count();
+    assert!(ones("ashore-sync") > 0, "the fsync was carried on by a thread of its own");
+    let first = tasks.join(running.id().to_string());
+    for thread in threads.iter().filter(|thread| name(thread).starts_with("ashore-sync")) {
+        assert_eq!(allowed(thread), allowed(&first));
+    }
+}
+
 /// A sync of a mount whose server is stopped, on its way.
 fn sync_of_a_stopped_server(place: &Place, running: &Running) -> Child {
     fs::write(place.here("file"), b"before").unwrap();
@@ -356,6 +377,8 @@ struct Shared {
     place: Place,
     server: Child,
     socket: PathBuf,
+    /// Of the socket, and of what servers leave beside it.
+    _folder: TempDir,
 }
 
 impl Shared {
@@ -365,12 +388,13 @@ impl Shared {
 
     fn by(server: &mut Command) -> Shared {
         let place = Place::new();
-        let socket = place.point.path().with_extension("socket");
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
         server.arg("--shared-dir").arg(place.source.path()).arg("--socket-path").arg(&socket);
         let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Listening, and not only there: made with another name or listened on later, according to the server.
         eventually("the server listens", || is_listened_on(&socket));
-        Shared { place, server, socket }
+        Shared { place, server, socket, _folder: folder }
     }
 
     fn mount(&self, more: &[&str]) -> Running {
@@ -385,7 +409,6 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let _ = self.server.kill();
         let _ = self.server.wait();
-        let _ = fs::remove_file(&self.socket);
     }
 }
 

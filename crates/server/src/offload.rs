@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::getpid;
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
+
 use crate::primitives::{Condvar, Mutex, thread};
 use crate::wait::LOCK_WAITS_MAX;
 
@@ -113,6 +116,7 @@ impl Drop for Offload {
 
 impl Shared {
     fn work(&self) {
+        go_where_the_process_may();
         let mut state = self.state.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {
@@ -136,6 +140,15 @@ impl Shared {
     }
 }
 
+/// A thread begins with the processors of the one that started it, and a queue's may be tied to one. What takes long must not hold up
+/// that queue, nor wait for it, so the pool's threads have the processors of the process: those of its first thread, which is no queue's.
+fn go_where_the_process_may() {
+    let moved = sched_getaffinity(Some(getpid())).and_then(|all| sched_setaffinity(None, &all));
+    if let Err(error) = moved {
+        tracing::debug!("a thread for what takes long stays on its queue's processor: {error}");
+    }
+}
+
 /// A job that panics must not take the pool's thread, and with it later jobs, along.
 fn run(job: Job) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
@@ -146,6 +159,7 @@ fn run(job: Job) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::thread::CpuSet;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
@@ -169,6 +183,23 @@ mod tests {
         }
         let most = most.load(Ordering::SeqCst);
         assert!((2..=4).contains(&most), "{most} jobs ran at once");
+    }
+
+    /// With one processor alone nothing can be seen of it.
+    #[test]
+    fn a_queue_that_is_tied_to_a_processor_does_not_tie_those_it_has_work_done_by() {
+        let all = sched_getaffinity(Some(getpid())).unwrap();
+        let first = (0..CpuSet::MAX_CPU).find(|processor| all.is_set(*processor)).unwrap();
+        let mut only = CpuSet::new();
+        only.set(first);
+        assert_ne!(all, only, "two processors are needed");
+        let (sender, receiver) = mpsc::channel();
+        let queue = thread::spawn(move || {
+            sched_setaffinity(None, &only).unwrap();
+            Offload::new("test", 1).submit(move || sender.send(sched_getaffinity(None).unwrap()).unwrap());
+        });
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(all));
+        queue.join().unwrap();
     }
 
     #[test]
