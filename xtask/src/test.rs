@@ -58,7 +58,7 @@ const MUTANTS: [&str; 9] = [
 ];
 
 /// Tests with virtiofsd stand in a module of this name, and get a rung of their own: it has to be built first.
-const PEERS: [&str; 17] = [
+const PEERS: [&str; 19] = [
     "test",
     "--package",
     "ashore-testkit",
@@ -68,6 +68,8 @@ const PEERS: [&str; 17] = [
     "ashore",
     "--test",
     "client_share",
+    "--test",
+    "conformance",
     "--test",
     "mount",
     "--test",
@@ -79,7 +81,7 @@ const PEERS: [&str; 17] = [
 ];
 
 /// The tests of mounts.
-const IO_URING: [&str; 16] = [
+const IO_URING: [&str; 18] = [
     "test",
     "--package",
     "ashore-testkit",
@@ -91,6 +93,8 @@ const IO_URING: [&str; 16] = [
     "mount_sync",
     "--test",
     "mount_fsx",
+    "--test",
+    "conformance",
     "--",
     "--skip",
     "with_virtiofsd::",

@@ -42,17 +42,16 @@ pub(crate) fn ashore() -> Result<PathBuf> {
     })
 }
 
-/// [`ashore`] in this folder, without what only debuggers read, which is most of it: a guest has its root file system in
-/// memory.
-pub(crate) fn stripped_ashore(folder: &Path) -> Result<PathBuf> {
-    let program = folder.join("ashore");
+/// A program in this folder, without what only debuggers read.
+pub(crate) fn stripped(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let stripped = folder.join(program.file_name().context("a program is a file")?);
     let mut strip = Command::new("strip");
-    strip.arg("-o").arg(&program).arg(ashore()?);
+    strip.arg("-o").arg(&stripped).arg(program);
     let status = strip.status().context("cannot run strip, which comes with the linker (binutils)")?;
     if !status.success() {
         bail!("strip failed ({status})");
     }
-    Ok(program)
+    Ok(stripped)
 }
 
 /// The target folder that the running program was built into.

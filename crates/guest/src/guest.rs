@@ -111,6 +111,7 @@ pub struct Builder {
     nine_ps: Vec<NineP>,
     disks: Vec<Disk>,
     programs: Vec<String>,
+    stripped_programs: Vec<PathBuf>,
     ashore: bool,
     files: Vec<(PathBuf, String)>,
     terminal: bool,
@@ -165,6 +166,13 @@ impl Builder {
         self
     }
 
+    /// A program that was built from this checkout, in the guest's `/bin` with its libraries, and without what only debuggers
+    /// read, which is most of it: a guest has its root file system in memory.
+    pub fn stripped_program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.stripped_programs.push(program.into());
+        self
+    }
+
     /// A file of the host that the guest shall have at this absolute path of its own root file system.
     pub fn file(mut self, source: impl Into<PathBuf>, path: &str) -> Self {
         self.files.push((source.into(), path.to_owned()));
@@ -215,8 +223,9 @@ impl Builder {
         for program in &self.programs {
             archive.add_program(program)?;
         }
-        if self.ashore {
-            archive.add_program_at(&agent::stripped_ashore(folder)?)?;
+        let ashore = self.ashore.then(agent::ashore).transpose()?;
+        for program in self.stripped_programs.iter().chain(&ashore) {
+            archive.add_program_at(&agent::stripped(program, folder)?)?;
         }
         for (source, path) in &self.files {
             archive.copy(source, Path::new(path))?;
@@ -245,6 +254,7 @@ impl Guest {
             nine_ps: Vec::new(),
             disks: Vec::new(),
             programs: Vec::new(),
+            stripped_programs: Vec::new(),
             ashore: false,
             files: Vec::new(),
             terminal: false,

@@ -7,6 +7,7 @@
 
 pub use ashore_guest as guest;
 
+pub mod conformance;
 pub mod delayed;
 pub mod fsx;
 pub mod in_process;

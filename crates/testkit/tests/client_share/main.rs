@@ -6,12 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failed test")]
 
-mod attributes;
-mod contents;
+mod beside_the_host;
 mod fsx;
 mod gone;
 mod model;
-mod names;
 mod two_clients;
 
 use ashore_client::{CacheMode, Client, ConnectOptions};
@@ -44,24 +42,11 @@ macro_rules! with_each_server {
 }
 
 with_each_server! {
-    contents::what_is_written_in_pieces_that_fit_nothing_is_there_after_a_sync,
-    contents::a_file_larger_than_a_request_is_there_when_it_is_closed,
-    contents::what_the_host_wrote_is_read,
-    contents::appenders_write_behind_each_other,
-    contents::truncating_and_growing_leaves_zeros,
-    contents::holes_are_found_punched_and_copied,
-    contents::an_unlinked_file_lives_while_it_is_open,
-    names::names_are_made_moved_and_removed,
-    names::renames_replace_exchange_or_refuse,
-    names::links_are_followed_and_loops_are_an_error,
-    names::a_thousand_names_are_listed_once_each,
-    names::long_and_odd_names_go_both_ways,
-    names::what_is_not_there_or_of_the_wrong_kind_is_refused,
-    attributes::modes_owners_and_times_reach_the_host,
-    attributes::the_times_of_a_write_are_the_hosts_after_a_sync,
-    attributes::extended_attributes_go_both_ways,
-    attributes::space_is_that_of_the_host,
-    attributes::pipes_and_sockets_are_made,
+    beside_the_host::what_the_host_wrote_is_read,
+    beside_the_host::no_link_leads_out_of_the_share,
+    beside_the_host::the_times_of_a_write_are_the_hosts_after_a_sync,
+    beside_the_host::extended_attributes_go_both_ways,
+    beside_the_host::space_is_that_of_the_host,
     model::a_random_tree_is_the_same_as_a_local_one_after_every_step,
     fsx::random_operations_on_a_file_while_others_sync,
     two_clients::what_one_has_closed_the_other_reads_when_it_opens,

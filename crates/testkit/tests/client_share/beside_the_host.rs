@@ -1,7 +1,7 @@
-//! Attributes, times, extended attributes, space, and files that are none.
+//! The host beside the client: what it did is seen, and what it says of itself is told. What a program may expect of the client
+//! alone is the conformance list.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ashore_testkit::share::{SharedDirectory, Whose};
@@ -10,34 +10,30 @@ use rustix::io::Errno;
 
 use crate::{CACHE_MODES, with_cache};
 
-pub(crate) fn modes_owners_and_times_reach_the_host(whose: Whose) {
+pub(crate) fn what_the_host_wrote_is_read(whose: Whose) {
     for cache in CACHE_MODES {
         let share = SharedDirectory::new(whose);
         let client = share.mount(with_cache(cache));
-        let file = client.create("file").unwrap();
-        file.write_all_at(b"dirty when its times are set", 0).unwrap();
-        client.set_mode("file", 0o4751).unwrap();
-        let modified = UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
-        let accessed = UNIX_EPOCH - Duration::from_millis(1500);
-        client.set_times("file", Some(accessed), Some(modified)).unwrap();
-        client.sync().unwrap();
-        let there = fs::metadata(share.path().join("file")).unwrap();
-        assert_eq!(there.permissions().mode() & 0o7777, 0o4751, "{cache:?}");
-        assert_eq!(
-            there.modified().unwrap(),
-            modified,
-            "{cache:?}: the data written before has not moved it"
-        );
-        assert_eq!((there.atime(), there.atime_nsec()), (-2, 500_000_000));
-        assert_eq!(client.metadata("file").unwrap().modified(), modified);
-        client.set_owner("file", Some(12), Some(34)).unwrap();
-        let there = fs::metadata(share.path().join("file")).unwrap();
-        assert_eq!((there.uid(), there.gid()), (12, 34), "{cache:?}");
-        client.set_owner("file", None, Some(35)).unwrap();
-        assert_eq!(client.metadata("file").unwrap().uid(), 12);
-        drop(file);
+        fs::write(share.path().join("from-host"), b"made over there").unwrap();
+        assert_eq!(client.read("from-host").unwrap(), b"made over there");
+        fs::write(share.path().join("from-host"), b"made again, and longer").unwrap();
+        assert_eq!(client.read("from-host").unwrap(), b"made again, and longer", "{cache:?}");
         client.leave();
     }
+}
+
+pub(crate) fn no_link_leads_out_of_the_share(whose: Whose) {
+    let share = SharedDirectory::new(whose);
+    let client = share.mount(with_cache(Default::default()));
+    fs::create_dir(share.path().join("dir")).unwrap();
+    fs::write(share.path().join("dir/file"), b"content").unwrap();
+    for (name, target) in [("root", "/"), ("absolute", "/dir"), ("up", "../../..")] {
+        std::os::unix::fs::symlink(target, share.path().join(name)).unwrap();
+    }
+    for path in ["absolute/file", "root/dir/file", "root/../../root/dir/file", "up/dir/file"] {
+        assert_eq!(client.read(path).unwrap(), b"content", "{path}");
+    }
+    client.leave();
 }
 
 pub(crate) fn the_times_of_a_write_are_the_hosts_after_a_sync(whose: Whose) {
@@ -93,16 +89,5 @@ pub(crate) fn space_is_that_of_the_host(whose: Whose) {
     let slack = told.total() / 10;
     assert!(told.free().abs_diff(host.f_bfree * host.f_frsize) < slack);
     assert!(told.available().abs_diff(host.f_bavail * host.f_frsize) < slack);
-    client.leave();
-}
-
-pub(crate) fn pipes_and_sockets_are_made(whose: Whose) {
-    let share = SharedDirectory::new(whose);
-    let client = share.mount(with_cache(Default::default()));
-    client.make_node("pipe", 0o010_600, 0).unwrap();
-    client.make_node("socket", 0o140_600, 0).unwrap();
-    assert!(fs::metadata(share.path().join("pipe")).unwrap().file_type().is_fifo());
-    assert!(fs::metadata(share.path().join("socket")).unwrap().file_type().is_socket());
-    assert_eq!(client.metadata("pipe").unwrap().mode(), 0o010_600);
     client.leave();
 }

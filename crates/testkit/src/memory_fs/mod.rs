@@ -1,27 +1,32 @@
 //! A small file system in memory. It shows that the trait is general, and gives tests of the server something to
 //! serve that is quick, forgets everything, and counts what was asked of it.
 
-use std::collections::{BTreeMap, HashMap};
+mod sparse;
+mod state;
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ashore_server::{
     Attributes, Caller, Created, Entry, FileSystem, Opened, Read, Result, SetAttributes, Write,
 };
-use ashore_wire::abi::{Attr, Kstatfs};
-use ashore_wire::flags::{InitFlags, OpenReplyFlags, OpenRequestFlags, SetattrValid};
+use ashore_wire::abi::{CopyFileRangeIn, Kstatfs};
+use ashore_wire::flags::{InitFlags, OpenRequestFlags};
 use ashore_wire::reply::Dirent;
 use ashore_wire::seam::{Payload, ReplyBody};
 use ashore_wire::{DirentBuffer, Errno, FileHandle, LockOwner, Name, NodeId};
 use parking_lot::Mutex;
 
-const DIRECTORY: u32 = 0o040_000;
-const REGULAR: u32 = 0o100_000;
-const SYMLINK: u32 = 0o120_000;
-const KIND: u32 = 0o170_000;
+use sparse::Sparse;
+use state::{Content, DIRECTORY, Inode, KIND, REGULAR, SYMLINK, State};
+
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes of the largest file: this is a test's memory.
+/// Bytes of the largest file, and of all files: this is a test's memory.
 const FILE_MAX: u64 = 64 << 20;
+const TOTAL: u64 = 16 << 30;
+const BLOCK: u64 = 4096;
 
 /// The file system.
 pub struct MemoryFs {
@@ -50,35 +55,9 @@ pub enum Moment {
     Sync(NodeId),
 }
 
-struct State {
-    inodes: HashMap<u64, Inode>,
-    handles: HashMap<u64, u64>,
-    next_node: u64,
-    next_handle: u64,
-}
-
-struct Inode {
-    content: Content,
-    attr: Attr,
-    lookups: u64,
-}
-
-enum Content {
-    Directory(BTreeMap<Vec<u8>, u64>),
-    Regular(Vec<u8>),
-    Symlink(Vec<u8>),
-}
-
 impl Default for MemoryFs {
     fn default() -> MemoryFs {
-        let root = Inode::new(NodeId::ROOT.0, Content::Directory(BTreeMap::new()), DIRECTORY | 0o755, (0, 0));
-        let state = State {
-            inodes: HashMap::from([(NodeId::ROOT.0, root)]),
-            handles: HashMap::new(),
-            next_node: NodeId::ROOT.0 + 1,
-            next_handle: 1,
-        };
-        MemoryFs { state: Mutex::new(state), syncs: AtomicUsize::new(0), hook: Box::new(|_| Ok(())) }
+        MemoryFs { state: Mutex::default(), syncs: AtomicUsize::new(0), hook: Box::new(|_| Ok(())) }
     }
 }
 
@@ -111,20 +90,17 @@ impl MemoryFs {
         new: (Content, u32),
     ) -> Result<Entry> {
         let mut state = self.state.lock();
-        if state.directory(parent)?.contains_key(name.as_bytes()) {
-            return Err(Errno::EEXIST);
-        }
-        let node = state.next_node;
-        state.next_node += 1;
-        state.inodes.insert(node, Inode::new(node, new.0, new.1, (caller.uid, caller.gid)));
-        state.directory(parent)?.insert(name.as_bytes().to_vec(), node);
+        let node = state.make(parent, name, new, (caller.uid, caller.gid))?;
         state.entry(node)
     }
 }
 
 impl FileSystem for MemoryFs {
     fn features(&self) -> InitFlags {
-        InitFlags::DO_READDIRPLUS | InitFlags::READDIRPLUS_AUTO | InitFlags::PARALLEL_DIROPS
+        InitFlags::DO_READDIRPLUS
+            | InitFlags::READDIRPLUS_AUTO
+            | InitFlags::PARALLEL_DIROPS
+            | InitFlags::WRITEBACK_CACHE
     }
 
     fn destroy(&self) {
@@ -167,13 +143,7 @@ impl FileSystem for MemoryFs {
         }
     }
 
-    fn symlink(
-        &self,
-        caller: &Caller<'_>,
-        parent: NodeId,
-        name: Name<'_>,
-        target: &std::ffi::CStr,
-    ) -> Result<Entry> {
+    fn symlink(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, target: &CStr) -> Result<Entry> {
         let content = Content::Symlink(target.to_bytes().to_vec());
         self.make(caller, parent, name, (content, SYMLINK | 0o777))
     }
@@ -185,15 +155,14 @@ impl FileSystem for MemoryFs {
         name: Name<'_>,
         mode: u32,
         _: u32,
-        _: u32,
+        device: u32,
     ) -> Result<Entry> {
-        match mode & KIND {
-            REGULAR | 0 => {
-                let content = Content::Regular(Vec::new());
-                self.make(caller, parent, name, (content, REGULAR | mode & 0o7777))
-            }
-            _ => Err(Errno::EOPNOTSUPP),
-        }
+        let (content, mode) = match mode & KIND {
+            REGULAR | 0 => (Content::Regular(Sparse::default()), REGULAR | mode & 0o7777),
+            DIRECTORY | SYMLINK => return Err(Errno::EPERM),
+            _ => (Content::Special(device), mode),
+        };
+        self.make(caller, parent, name, (content, mode))
     }
 
     fn mkdir(&self, caller: &Caller<'_>, parent: NodeId, name: Name<'_>, mode: u32, _: u32) -> Result<Entry> {
@@ -218,34 +187,12 @@ impl FileSystem for MemoryFs {
         new_name: Name<'_>,
         flags: u32,
     ) -> Result<()> {
-        if flags != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let mut state = self.state.lock();
-        let node = *state.directory(parent)?.get(name.as_bytes()).ok_or(Errno::ENOENT)?;
-        let replaced = state.directory(new_parent)?.get(new_name.as_bytes()).copied();
-        if replaced == Some(node) {
-            return Ok(());
-        }
-        if let Some(replaced) = replaced {
-            let directory = matches!(state.inode(NodeId(replaced))?.content, Content::Directory(_));
-            state.remove(new_parent, new_name, directory)?;
-        }
-        state.directory(parent)?.remove(name.as_bytes());
-        state.directory(new_parent)?.insert(new_name.as_bytes().to_vec(), node);
-        Ok(())
+        self.state.lock().rename((parent, name), (new_parent, new_name), flags)
     }
 
     fn link(&self, _: &Caller<'_>, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
         let mut state = self.state.lock();
-        if matches!(state.inode(node)?.content, Content::Directory(_)) {
-            return Err(Errno::EPERM);
-        }
-        if state.directory(parent)?.contains_key(name.as_bytes()) {
-            return Err(Errno::EEXIST);
-        }
-        state.inode(node)?.attr.nlink += 1;
-        state.directory(parent)?.insert(name.as_bytes().to_vec(), node.0);
+        state.link(node, parent, name)?;
         state.entry(node.0)
     }
 
@@ -263,17 +210,15 @@ impl FileSystem for MemoryFs {
         _: u32,
         _: OpenRequestFlags,
     ) -> Result<Created> {
-        let content = Content::Regular(Vec::new());
+        let content = Content::Regular(Sparse::default());
         let entry = self.make(caller, parent, name, (content, REGULAR | mode & 0o7777))?;
         Ok(Created { entry, opened: self.state.lock().open(NodeId(entry.node))? })
     }
 
     fn read(&self, _: NodeId, read: &Read, target: &mut dyn ReplyBody) -> Result<usize> {
         let mut state = self.state.lock();
-        let data = state.data(read.handle)?;
-        let start = usize::try_from(read.offset).unwrap_or(usize::MAX).min(data.len());
-        let found = &data[start..data.len().min(start.saturating_add(read.size))];
-        target.fill(0, found).map_err(|_| Errno::EINVAL)?;
+        let found = state.data(read.handle)?.read(read.offset, read.size);
+        target.fill(0, &found).map_err(|_| Errno::EINVAL)?;
         Ok(found.len())
     }
 
@@ -291,19 +236,66 @@ impl FileSystem for MemoryFs {
         handle: FileHandle,
         offset: u64,
         length: u64,
-        _: u32,
+        mode: u32,
     ) -> Result<()> {
         (self.hook)(Moment::Fallocate)?;
-        let end = offset.checked_add(length).filter(|end| *end <= FILE_MAX).ok_or(Errno::EFBIG)?;
-        let mut state = self.state.lock();
-        let data = state.data(handle)?;
-        data.resize(data.len().max(end as usize), 0);
-        drop(state);
+        self.state.lock().allocate(handle, (offset, length), mode)?;
         (self.hook)(Moment::Allocated)
     }
 
+    fn lseek(&self, _: NodeId, handle: FileHandle, offset: u64, whence: u32) -> Result<u64> {
+        self.state.lock().data(handle)?.seek(offset, whence)
+    }
+
+    fn copy_file_range(&self, _: &Caller<'_>, _: NodeId, copy: &CopyFileRangeIn) -> Result<usize> {
+        let end = copy.off_out.checked_add(copy.len).filter(|end| *end <= FILE_MAX);
+        end.ok_or(Errno::EFBIG)?;
+        let mut state = self.state.lock();
+        let bytes = state.data(FileHandle(copy.fh_in))?.read(copy.off_in, copy.len as usize);
+        state.changed_data(FileHandle(copy.fh_out))?.write(copy.off_out, &bytes);
+        Ok(bytes.len())
+    }
+
+    fn setxattr(
+        &self,
+        _: &Caller<'_>,
+        node: NodeId,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        _: u32,
+    ) -> Result<()> {
+        self.state.lock().inode(node)?.set_xattr(name, value, flags)
+    }
+
+    fn getxattr(&self, _: &Caller<'_>, node: NodeId, name: &CStr, buffer: &mut [u8]) -> Result<usize> {
+        let mut state = self.state.lock();
+        give(state.inode(node)?.xattrs.get(name).ok_or(Errno::ENODATA)?, buffer)
+    }
+
+    fn listxattr(&self, _: &Caller<'_>, node: NodeId, buffer: &mut [u8]) -> Result<usize> {
+        let mut state = self.state.lock();
+        let names: Vec<_> =
+            state.inode(node)?.xattrs.keys().flat_map(|name| name.to_bytes_with_nul()).copied().collect();
+        give(&names, buffer)
+    }
+
+    fn removexattr(&self, _: &Caller<'_>, node: NodeId, name: &CStr) -> Result<()> {
+        self.state.lock().inode(node)?.remove_xattr(name)
+    }
+
     fn statfs(&self, _: NodeId) -> Result<Kstatfs> {
-        Ok(Kstatfs { bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() })
+        let used: u64 = self.state.lock().inodes.values().map(Inode::allocated).sum();
+        let free = TOTAL.saturating_sub(used) / BLOCK;
+        Ok(Kstatfs {
+            blocks: TOTAL / BLOCK,
+            bfree: free,
+            bavail: free,
+            bsize: BLOCK as u32,
+            frsize: BLOCK as u32,
+            namelen: 255,
+            ..Default::default()
+        })
     }
 
     fn release(&self, _: NodeId, handle: FileHandle, _: Option<LockOwner>) -> Result<()> {
@@ -379,106 +371,12 @@ impl FileSystem for MemoryFs {
     }
 }
 
-impl State {
-    fn inode(&mut self, node: NodeId) -> Result<&mut Inode> {
-        self.inodes.get_mut(&node.0).ok_or(Errno::ESTALE)
+/// A value into a buffer; an empty one asks for the length.
+fn give(value: &[u8], buffer: &mut [u8]) -> Result<usize> {
+    match buffer.len() {
+        0 => {}
+        room if room < value.len() => return Err(Errno::ERANGE),
+        _ => buffer[..value.len()].copy_from_slice(value),
     }
-
-    fn directory(&mut self, node: NodeId) -> Result<&mut BTreeMap<Vec<u8>, u64>> {
-        match &mut self.inode(node)?.content {
-            Content::Directory(names) => Ok(names),
-            _ => Err(Errno::ENOTDIR),
-        }
-    }
-
-    fn data(&mut self, handle: FileHandle) -> Result<&mut Vec<u8>> {
-        let node = *self.handles.get(&handle.0).ok_or(Errno::EBADF)?;
-        match &mut self.inode(NodeId(node))?.content {
-            Content::Regular(data) => Ok(data),
-            _ => Err(Errno::EISDIR),
-        }
-    }
-
-    fn write(&mut self, write: &Write, payload: &mut dyn Payload) -> Result<usize> {
-        let data = self.data(write.handle)?;
-        let end = write.offset.checked_add(write.size as u64).filter(|end| *end <= FILE_MAX);
-        let (start, end) = (write.offset as usize, end.ok_or(Errno::EFBIG)? as usize);
-        data.resize(data.len().max(end), 0);
-        Ok(payload.copy_to(&mut data[start..end]))
-    }
-
-    fn entry(&mut self, node: u64) -> Result<Entry> {
-        let inode = self.inode(NodeId(node))?;
-        inode.lookups += u64::from(node != NodeId::ROOT.0);
-        let attr = inode.attr();
-        Ok(Entry { node, generation: 0, attr, entry_timeout: TIMEOUT, attr_timeout: TIMEOUT })
-    }
-
-    fn open(&mut self, node: NodeId) -> Result<Opened> {
-        self.inode(node)?;
-        let handle = self.next_handle;
-        self.next_handle += 1;
-        self.handles.insert(handle, node.0);
-        Ok(Opened::new(FileHandle(handle), OpenReplyFlags::empty()))
-    }
-
-    fn remove(&mut self, parent: NodeId, name: Name<'_>, directory: bool) -> Result<()> {
-        let node = *self.directory(parent)?.get(name.as_bytes()).ok_or(Errno::ENOENT)?;
-        let inode = self.inode(NodeId(node))?;
-        match &inode.content {
-            Content::Directory(_) if !directory => return Err(Errno::EISDIR),
-            Content::Directory(names) if !names.is_empty() => return Err(Errno::ENOTEMPTY),
-            Content::Directory(_) => inode.attr.nlink = 0,
-            _ if directory => return Err(Errno::ENOTDIR),
-            _ => inode.attr.nlink -= 1,
-        }
-        self.directory(parent)?.remove(name.as_bytes());
-        self.drop_unused();
-        Ok(())
-    }
-
-    /// An inode goes when it has neither a name, nor a lookup, nor a handle.
-    fn drop_unused(&mut self) {
-        let open: std::collections::HashSet<_> = self.handles.values().copied().collect();
-        self.inodes.retain(|node, inode| inode.attr.nlink > 0 || inode.lookups > 0 || open.contains(node));
-    }
-}
-
-impl Inode {
-    fn new(node: u64, content: Content, mode: u32, (uid, gid): (u32, u32)) -> Inode {
-        let attr = Attr { ino: node, mode, nlink: 1, uid, gid, blksize: 4096, ..Default::default() };
-        Inode { content, attr, lookups: 0 }
-    }
-
-    fn attr(&self) -> Attr {
-        let size = match &self.content {
-            Content::Directory(names) => names.len(),
-            Content::Regular(bytes) | Content::Symlink(bytes) => bytes.len(),
-        };
-        Attr { size: size as u64, blocks: (size as u64).div_ceil(512), ..self.attr }
-    }
-
-    fn set(&mut self, set: &SetAttributes<'_>) -> Result<()> {
-        let values = set.values;
-        if set.valid.contains(SetattrValid::SIZE) {
-            match &mut self.content {
-                Content::Regular(data) if values.size <= FILE_MAX => data.resize(values.size as usize, 0),
-                Content::Regular(_) => return Err(Errno::EFBIG),
-                _ => return Err(Errno::EINVAL),
-            }
-        }
-        if set.valid.contains(SetattrValid::MODE) {
-            self.attr.mode = self.attr.mode & KIND | values.mode & 0o7777;
-        }
-        if set.valid.contains(SetattrValid::UID) {
-            self.attr.uid = values.uid;
-        }
-        if set.valid.contains(SetattrValid::GID) {
-            self.attr.gid = values.gid;
-        }
-        if set.valid.contains(SetattrValid::MTIME) {
-            (self.attr.mtime, self.attr.mtimensec) = (values.mtime, values.mtimensec);
-        }
-        Ok(())
-    }
+    Ok(value.len())
 }
