@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ashore_client::{CacheMode, Client};
 use ashore_dev_fuse::MountOptions;
@@ -283,9 +283,9 @@ fn a_full_file_system_fails_the_write_or_the_sync_and_goes_on_when_there_is_room
         let written = file.write(2, 1 << 20, 0);
         assert!(door == Door::WriteBack || written.is_err(), "nobody held the data");
         assert_eq!(error(written.and_then(|()| guest.sync())), ENOSPC);
+        let room = fs::metadata(&ballast).unwrap().len() / 2;
         fs::remove_file(&ballast).unwrap();
-        // The blocks of what was removed come free when the journal has been committed.
-        rustix::fs::syncfs(fs::File::open(stage.root()).unwrap()).unwrap();
+        await_room(stage.root(), room);
         file.write(3, LENGTH, 0).unwrap();
         guest.sync().unwrap();
         assert_eq!(fs::read(stage.root().join("kept")).unwrap(), render(1, 0, 1, 0, LENGTH));
@@ -304,6 +304,20 @@ fn fill(path: &Path) {
     }
     // What is delayed is given its place, so that nothing comes free later.
     _ = file.sync_all();
+}
+
+/// What was removed comes free when the journal has been committed (ext4), and when a thread of the kernel has come to it (XFS).
+fn await_room(root: &Path, bytes: u64) {
+    let begun = Instant::now();
+    loop {
+        rustix::fs::syncfs(fs::File::open(root).unwrap()).unwrap();
+        let space = rustix::fs::statvfs(root).unwrap();
+        if space.f_bavail * space.f_frsize >= bytes {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} blocks are free", space.f_bavail);
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A server that is killed: the sync of its client fails, for nobody carried it out. What was acknowledged, the host has; and the
