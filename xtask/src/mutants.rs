@@ -25,7 +25,7 @@ const SEEDS: &str = "every_sync_that_succeeds_is_true";
 
 /// Where a bug is switched on stands beside the tests (`TRIALS`, and the faults of the power cuts).
 #[rustfmt::skip]
-pub(crate) const LIST: [Mutant; 32] = [
+pub(crate) const LIST: [Mutant; 33] = [
     Mutant {
         number: 1,
         bug: "a new bucket does not wait for its ancestor",
@@ -283,6 +283,14 @@ pub(crate) const LIST: [Mutant; 32] = [
         bug: "a file without a name makes a sync fail, or is left out",
         caught_by: &[
             (PASSTHROUGH, "exactly_what_was_changed_is_synced"),
+        ],
+    },
+    Mutant {
+        number: 33,
+        bug: "a sync or fsync of a host that has stopped is believed",
+        caught_by: &[
+            (PASSTHROUGH, "after_a_commit_that_failed_no_sync_and_no_fsync_succeeds"),
+            (PASSTHROUGH, "a_sync_of_what_has_become_read_only_is_no_success"),
         ],
     },
 ];

@@ -166,12 +166,17 @@ pub(crate) fn write(
     fs.refuse_if_readonly()?;
     let file = fs.handles.find(write.handle, node)?;
     let cleared = BitsCleared::when(write.write_flags.contains(WriteFlags::KILL_SUIDGID))?;
-    let taken = payload.write_to(file.descriptor(), write.offset, write.size, transfer_mode(fs, write));
+    let mode = transfer_mode(fs, write);
+    let taken = payload.write_to(file.descriptor(), write.offset, write.size, mode);
     drop(cleared);
     // Marked in any case: a write that failed may have been done in part.
-    fs.places.at(file.place).ledger.mark_file_changed(&file);
+    let ledger = &fs.places.at(file.place).ledger;
+    ledger.mark_file_changed(&file);
     if !file.written.load(Ordering::Relaxed) {
         file.written.store(true, Ordering::Relaxed);
+    }
+    if mode.data_sync || mode.sync {
+        ledger.host().after_fsync().told()?;
     }
     Ok(taken?)
 }

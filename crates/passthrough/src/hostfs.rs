@@ -25,7 +25,7 @@ use ashore_wire::Errno;
 use parking_lot::Mutex;
 
 use crate::backing::Backing;
-use crate::flush::DiskFlush;
+use crate::gaps::Gaps;
 use crate::host::HostResult;
 use crate::mutant::{self, Mutant};
 use crate::rounds::{Rounds, TimedOut};
@@ -108,10 +108,9 @@ impl HostFileSystems {
         }
         let host = Arc::new(HostFs {
             device,
-            descriptor: descriptor.map(OnceLock::from).unwrap_or_default(),
+            anchor: descriptor.map(|descriptor| OnceLock::from(Anchor::new(descriptor))).unwrap_or_default(),
             failures: Mutex::default(),
             rounds: Arc::default(),
-            flush: DiskFlush::default(),
             calls: Arc::clone(&self.calls),
         });
         by_device.insert(device, Arc::downgrade(&host));
@@ -166,13 +165,24 @@ pub struct HostReport {
     pub unsynced: bool,
 }
 
+/// What a host file system is synced by.
+struct Anchor {
+    descriptor: OwnedFd,
+    gaps: Gaps,
+}
+
+impl Anchor {
+    fn new(descriptor: OwnedFd) -> Anchor {
+        Anchor { gaps: Gaps::of(descriptor.as_fd()), descriptor }
+    }
+}
+
 /// One host file system.
 pub(crate) struct HostFs {
     device: u64,
-    descriptor: OnceLock<OwnedFd>,
+    anchor: OnceLock<Anchor>,
     failures: Mutex<Failures>,
     rounds: Arc<Rounds>,
-    flush: DiskFlush,
     calls: Arc<dyn HostCalls>,
 }
 
@@ -184,17 +194,17 @@ impl HostFs {
 
     /// Whether there is a descriptor to sync it by.
     pub(crate) fn can_sync(&self) -> bool {
-        self.descriptor.get().is_some()
+        self.anchor.get().is_some()
     }
 
     /// Keeps a descriptor to sync it by, if it has none.
     pub(crate) fn offer(&self, descriptor: OwnedFd) {
-        let _ = self.descriptor.set(descriptor);
+        self.anchor.get_or_init(|| Anchor::new(descriptor));
     }
 
     /// What it is made of.
     pub(crate) fn backing(&self) -> Option<Backing> {
-        self.descriptor.get().map(|descriptor| Backing::of(descriptor, self.device))
+        self.anchor.get().map(|anchor| Backing::of(&anchor.descriptor, self.device))
     }
 
     /// What there is to say about it, whatever the client.
@@ -242,7 +252,7 @@ impl HostFs {
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        let descriptor = self.descriptor.get().ok_or(Errno::EIO)?;
+        let Anchor { descriptor, gaps } = self.anchor.get().ok_or(Errno::EIO)?;
         if mutant::on(Mutant::OneInodeSynced) {
             return uninterrupted(|| self.calls.fsync(descriptor.as_fd(), false)).told();
         }
@@ -253,7 +263,21 @@ impl HostFs {
         }
         let _span = tracing::trace_span!("syncfs", device = self.device).entered();
         uninterrupted(|| self.calls.syncfs(self.device, descriptor.as_fd())).told()?;
-        uninterrupted(|| self.flush.after_sync(descriptor.as_fd())).told()
+        if mutant::on(Mutant::GapsLeft) {
+            return Ok(());
+        }
+        uninterrupted(|| gaps.after_sync(descriptor.as_fd())).told()
+    }
+
+    /// To be called when fsync(2) of something on it has succeeded; fails if that was for nothing.
+    pub(crate) fn after_fsync(&self) -> rustix::io::Result<()> {
+        let Some(Anchor { descriptor, gaps }) = self.anchor.get() else { return Ok(()) };
+        if mutant::on(Mutant::GapsLeft) {
+            return Ok(());
+        }
+        gaps.after_fsync(descriptor.as_fd()).inspect_err(|error| {
+            tracing::error!("the host file system {} has stopped: {error}; data may be lost", self.name());
+        })
     }
 
     /// What is said of a sync that took too long.

@@ -45,7 +45,7 @@ mod credentials;
 mod data;
 mod directory;
 mod dirt;
-mod flush;
+mod gaps;
 mod handles;
 mod host;
 mod hostfs;

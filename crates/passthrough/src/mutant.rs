@@ -22,6 +22,8 @@ pub(crate) enum Mutant {
     ToldLookedUpLate,
     /// Data is handed to the disk, which is not told to flush.
     NoFlush,
+    /// What the host says of a sync or fsync is believed.
+    GapsLeft,
     /// One inode is synced in place of the host file system.
     OneInodeSynced,
     /// Directories are left out where a sync goes by inode.

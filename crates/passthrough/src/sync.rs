@@ -177,7 +177,7 @@ impl Ledger {
             Taken::Everything => return self.sync_everything(dirt),
             Taken::Inodes(inodes) => inodes,
         };
-        match fsync_all(&inodes, self) {
+        match fsync_all(&inodes, self).and_then(|()| self.after_fsync()) {
             Ok(()) => {}
             Err(Unsynced::Failed) => {
                 if !mutant::on(Mutant::FailedForgotten) {
@@ -187,6 +187,13 @@ impl Ledger {
             }
             Err(Unsynced::Unsupported) => self.sync_everything(dirt),
         }
+    }
+
+    fn after_fsync(&self) -> std::result::Result<(), Unsynced> {
+        uninterrupted(|| self.host.after_fsync()).told().map_err(|errno| {
+            self.record_failure(errno);
+            Unsynced::Failed
+        })
     }
 
     fn sync_everything(&self, dirt: &Dirt) {
@@ -328,8 +335,11 @@ pub(crate) fn fsync(fs: &Passthrough, node: NodeId, handle: FileHandle, data_onl
 /// Makes one open file stable.
 pub(crate) fn fsync_file(fs: &Passthrough, file: &OpenFile, data_only: bool) -> Result<()> {
     let ledger = &fs.places.at(file.place).ledger;
-    let descriptor = file.descriptor();
-    file.sync.run(|| ledger.host.calls().fsync(descriptor, data_only || mutant::on(Mutant::DataOnly)), ledger)
+    let call = || {
+        ledger.host.calls().fsync(file.descriptor(), data_only || mutant::on(Mutant::DataOnly))?;
+        ledger.host.after_fsync()
+    };
+    file.sync.run(call, ledger)
 }
 
 /// FLUSH: a descriptor was closed. Not a sync, unless the options say so.

@@ -268,6 +268,49 @@ fn metadata_that_the_disk_fails_makes_the_sync_fail_and_later_ones_too() {
     each(&SYNCED, |door, stage| stops(door, stage, |disk| disk.fail_other_writes(NEVER_ENDS)));
 }
 
+/// Aim: when a commit of ext4's journal has failed, no later sync or fsync succeeds, whoever was told of it first. Method: a
+/// process of the host is told, and nothing is changed after that; then ext4 itself says that all is well (Linux 6.18).
+#[test]
+fn after_a_flush_that_failed_nobody_is_told_that_all_is_well() {
+    let shares_own = |root: &Path| client(root, CacheMode::None, &["--sync-scope", "share"]);
+    let doors = SYNCED.map(Some).into_iter().chain([None]);
+    for (door, synced_before) in doors.flat_map(|door| [(door, true), (door, false)]) {
+        let stage = stage(Kind::Ext4);
+        let guest = door.map_or_else(|| shares_own(stage.root()), |door| door.enter(stage.root()));
+        let file = guest.create("file").unwrap();
+        if synced_before {
+            guest.sync().unwrap();
+        }
+        guest.create("another").unwrap();
+        stage.disk().fail_flushes(1);
+        let host = fs::File::open(stage.root()).unwrap();
+        assert!(syncfs(&host).is_err(), "the host's own process is told");
+        assert!(syncfs(&host).is_ok(), "told once: no longer so, and nothing need be done about it");
+        for _ in 0..3 {
+            let told = error(guest.sync());
+            assert!([EIO, EROFS].contains(&told), "{door:?}: {told}");
+        }
+        let told = error(file.fsync());
+        assert!([EIO, EROFS].contains(&told), "{door:?}: {told}");
+    }
+}
+
+/// The same with an fsync, which is told before any sync is.
+#[test]
+fn after_a_flush_that_failed_no_fsync_succeeds() {
+    for door in SYNCED {
+        let stage = stage(Kind::Ext4);
+        let guest = door.enter(stage.root());
+        let file = guest.create("file").unwrap();
+        stage.disk().fail_flushes(1);
+        assert!(syncfs(fs::File::open(stage.root()).unwrap()).is_err());
+        for _ in 0..3 {
+            let told = error(file.fsync());
+            assert!([EIO, EROFS].contains(&told), "{door:?}: {told}");
+        }
+    }
+}
+
 /// A file system that is full says so when it is written to, or at the sync if the client held the data: no change that a sync
 /// covered is lost by it, and with room it goes on.
 #[test]

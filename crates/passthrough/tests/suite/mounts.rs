@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use ashore_passthrough::HostFileSystems;
+use ashore_passthrough::{HostFileSystems, Options, SyncScope};
 use ashore_server::FileSystem;
 use ashore_wire::flags::{AttrFlags, InitFlags};
 use ashore_wire::{Errno, NodeId};
@@ -155,24 +155,43 @@ fn the_host_file_systems_of_a_share_can_be_listed() {
     assert!(found.iter().all(|host| (host.syncs, host.failures, host.unsynced) == (1, 0, false)));
 }
 
+/// An ext4 in a sparse file on a tmpfs too small for it: once that is full, what is written to places that are new fails.
+struct OnMemory {
+    // In this order they are unmounted.
+    _ext4: Mounted,
+    _tmpfs: Mounted,
+    directory: Arc<TempDir>,
+    memory: TempDir,
+}
+
+impl OnMemory {
+    fn new(features: &str) -> OnMemory {
+        crate::harness::need_root("to mount");
+        let memory = TempDir::new().unwrap();
+        let tmpfs = Mounted::tmpfs(memory.path(), "size=12m");
+        let image = memory.path().join("image");
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-O", features, "-E", "lazy_itable_init=1,lazy_journal_init=1"])
+            .arg(&image)
+            .status();
+        assert!(made.unwrap().success(), "mkfs.ext4 failed");
+        let directory = Arc::new(TempDir::new().unwrap());
+        let ext4 = Mounted::image(&image, directory.path());
+        OnMemory { _ext4: ext4, _tmpfs: tmpfs, directory, memory }
+    }
+
+    fn fill(&self) {
+        let _ = fs::write(self.memory.path().join("filler"), vec![0xff; 12 << 20]);
+    }
+}
+
 /// Aim: a write-back error that the kernel told another process of the host first reaches the client all the same, by
-/// sync and by fsync. Method: ext4 without a journal in a sparse file on a tmpfs too small for it; once the tmpfs is
-/// full, what is written to the ext4 cannot be written back.
+/// sync and by fsync. Method: an ext4 without a journal, whose data cannot be written back.
 #[test]
 fn an_error_that_another_process_was_told_first_reaches_the_client() {
-    crate::harness::need_root("to mount");
-    let memory = TempDir::new().unwrap();
-    let _memory = Mounted::tmpfs(memory.path(), "size=12m");
-    let image = memory.path().join("image");
-    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-    let made = Command::new("mkfs.ext4")
-        .args(["-q", "-O", "^has_journal", "-E", "lazy_itable_init=1"])
-        .arg(&image)
-        .status();
-    assert!(made.unwrap().success(), "mkfs.ext4 failed");
-    let directory = Arc::new(TempDir::new().unwrap());
-    let _ext4 = Mounted::image(&image, directory.path());
-
+    let ext4 = OnMemory::new("^has_journal");
+    let directory = Arc::clone(&ext4.directory);
     let hosts = HostFileSystems::with_sync_call(|_, file| rustix::fs::syncfs(file));
     let share = Share::over(Arc::clone(&directory), &hosts, |_| {});
     let sound = Share::over(Arc::clone(&directory), &hosts, |_| {});
@@ -181,8 +200,7 @@ fn an_error_that_another_process_was_told_first_reaches_the_client() {
     let node = NodeId(created.entry.node);
     assert_eq!((share.fs.syncfs(ROOT), sound.fs.syncfs(ROOT)), (Ok(()), Ok(())));
 
-    let filler = vec![0xff; 12 << 20];
-    let _ = fs::write(memory.path().join("filler"), &filler);
+    ext4.fill();
     let mut data = vec![0x5a; 1 << 20];
     for (number, byte) in data.iter_mut().enumerate() {
         *byte = number as u8;
@@ -200,4 +218,53 @@ fn an_error_that_another_process_was_told_first_reaches_the_client() {
     assert!(share.fs.syncfs(ROOT).is_err(), "what an fsync told one process, the next sync tells who asks");
     assert_eq!(share.fs.syncfs(ROOT), Ok(()));
     // The mounts are undone in the reverse order: the ext4 first.
+}
+
+/// Aim: nobody is told that all is well after a commit of the journal has failed. Method: a process of the host is told of it, and
+/// nothing is changed after that; then ext4 says that all is well to whoever syncs next (Linux 6.18).
+#[test]
+fn after_a_commit_that_failed_no_sync_and_no_fsync_succeeds() {
+    for synced_by in [|_: &mut Options| {}, |options: &mut Options| options.sync_scope = SyncScope::Share] {
+        let ext4 = OnMemory::new("has_journal");
+        let hosts = HostFileSystems::with_sync_call(|_, file| rustix::fs::syncfs(file));
+        let share = Share::over(Arc::clone(&ext4.directory), &hosts, synced_by);
+        let other_process = fs::File::open(ext4.directory.path()).unwrap();
+        let created = share.create(ROOT, "f").unwrap();
+        assert_eq!(share.fs.syncfs(ROOT), Ok(()));
+        ext4.fill();
+        share.mkdir(ROOT, "lost").unwrap();
+        assert!(
+            rustix::fs::syncfs(&other_process).is_err(),
+            "the commit did not fail, so this test shows nothing"
+        );
+        for _ in 0..3 {
+            assert!(share.fs.syncfs(ROOT).is_err());
+            assert!(share.fs.fsync(NodeId(created.entry.node), created.opened.handle, false).is_err());
+        }
+    }
+}
+
+/// Before Linux 6.15 ext4 becomes read-only when it has failed, as btrfs does to this day; then syncfs(2) does nothing.
+#[test]
+fn a_sync_of_what_has_become_read_only_is_no_success() {
+    let (hosts, _) = noting_host();
+    let directory = Arc::new(TempDir::new().unwrap());
+    let _tmpfs = Mounted::tmpfs(directory.path(), "size=1m");
+    let share = Share::over(Arc::clone(&directory), &hosts, |_| {});
+    share.mkdir(ROOT, "d").unwrap();
+    assert_eq!(share.fs.syncfs(ROOT), Ok(()));
+    share.mkdir(ROOT, "e").unwrap();
+    rustix::mount::mount_remount(directory.path(), rustix::mount::MountFlags::RDONLY, c"").unwrap();
+    assert_eq!(share.fs.syncfs(ROOT), Err(Errno::EROFS));
+}
+
+/// What cannot be changed has nothing to lose.
+#[test]
+fn a_share_that_was_read_only_from_the_start_is_synced_with_success() {
+    let ext4 = OnMemory::new("has_journal");
+    rustix::mount::mount_remount(ext4.directory.path(), rustix::mount::MountFlags::RDONLY, c"").unwrap();
+    let hosts = HostFileSystems::with_sync_call(|_, file| rustix::fs::syncfs(file));
+    let share = Share::over(Arc::clone(&ext4.directory), &hosts, |_| {});
+    assert_eq!(share.fs.syncfs(ROOT), Ok(()));
+    assert_eq!(share.fs.last_call(), Ok(()));
 }

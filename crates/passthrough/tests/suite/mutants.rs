@@ -21,6 +21,8 @@ const TRIALS: &[Trial] = &[
     ("29", "OtherFileSynced", "scope::an_fsync_is_of_the_file_that_was_opened_whatever_has_its_name_now"),
     ("31", "WriteNotStable", "syncing::a_single_write_that_asks_to_be_stable_is_in_every_cache_mode"),
     ("32", "NamelessFails", "scope::exactly_what_was_changed_is_synced"),
+    ("33", "GapsLeft", "mounts::after_a_commit_that_failed_no_sync_and_no_fsync_succeeds"),
+    ("33", "GapsLeft", "mounts::a_sync_of_what_has_become_read_only_is_no_success"),
     ("-", "EpochIgnored", "scope::exactly_what_was_changed_is_synced"),
     ("-", "EpochIgnored", "scope::a_sync_that_succeeds_covers_every_change_before_it"),
     ("-", "FailedForgotten", "scope::an_error_is_told_to_the_sync_and_to_the_files_own_fsync"),
