@@ -157,7 +157,8 @@ fn without_permission_it_says_so() {
     std::fs::set_permissions(share.path(), PermissionsExt::from_mode(0o755)).unwrap();
     // The program lies below directories that only root may enter, perhaps.
     let program = share.path().join("ashore");
-    std::fs::copy(env!("CARGO_BIN_EXE_ashore"), &program).unwrap();
+    // By another process: what one of this process's tests starts while a copy is open would hold it open for writing.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_ashore")).arg(&program).status().unwrap().success());
     let socket = share.path().join("socket");
     let mut command = Command::new(&program);
     command.args(["serve", "--shared-dir", share.path().to_str().unwrap()]);
